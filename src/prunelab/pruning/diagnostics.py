@@ -1,0 +1,108 @@
+"""What a mask does to a network: collapse, effective density, multiply-adds, overlap of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.pruning.errors import PruningError
+from prunelab.pruning.masks import Masks
+from prunelab.pruning.scoring import call_with, evaluation_mode
+from prunelab.pruning.surrogate import PositiveLinear
+
+
+def collapsed_layers(masks: Masks) -> list[str]:
+    """Names of the layers that keep no weight while others keep some."""
+    counts = masks.layer_num_kept()
+    return [name for name, count in counts.items() if count == 0] if any(counts.values()) else []
+
+
+def effective_masks(net: nn.Module, masks: Masks, example_input: Tensor) -> Masks:
+    """The kept weights that lie on a path of kept weights from input to output, on inputs of example_input's shape.
+
+    A yes-or-no signal is sent through the network and back (path counts would overflow): a weight counts if a signal
+    reaches its input and one from its output reaches the network's output. Layers that may not be pruned pass all.
+    Kernel taps that see nothing but padding are on no path.
+    Raises: PruningError if the network's signal cannot be followed (attention and other products of signals).
+    Reference: Vysogorets, Kempe 2021, "Connectivity Matters", arXiv 2107.02306.
+    """
+    if any(isinstance(module, nn.MultiheadAttention) for module in net.modules()):
+        raise PruningError("paths through attention multiply signals: effective density is not defined there")
+    device = next(iter(masks.values())).device
+    weights = {name: mask.to(device, torch.float32).requires_grad_() for name, mask in masks.items()}
+    others = {n: torch.ones_like(p, dtype=torch.float32) for n, p in net.named_parameters() if n not in weights}
+    buffers = {n: b.float() if b.is_floating_point() else b.clone() for n, b in net.named_buffers()}
+    inputs = torch.ones_like(example_input, dtype=torch.float32, device=device)
+    with evaluation_mode(net):
+        with PositiveLinear(reachability=True):
+            output = call_with(net, {**others, **buffers, **weights}, inputs)
+        if not isinstance(output, Tensor):
+            raise PruningError(f"the network returns a {type(output).__name__}, one tensor is needed")
+        gradients = torch.autograd.grad(output.sum(), list(weights.values()), materialize_grads=True)
+    return Masks({n: mask & (gradient > 0) for (n, mask), gradient in zip(masks.items(), gradients, strict=True)})
+
+
+def effective_density(net: nn.Module, masks: Masks, example_input: Tensor) -> float:
+    """Kept weights on a kept input-output path / prunable weights. See `effective_masks`."""
+    return effective_masks(net, masks, example_input).density
+
+
+def count_macs(net: nn.Module, example_input: Tensor, masks: Mapping[str, Tensor] | None = None) -> int:
+    """Multiply-adds of one example: for every convolution and linear module, kept weights times output positions.
+
+    One multiply-add counts 1; biases, norms, pooling and functional calls outside such modules count nothing; padding
+    counts as a position like any other. A module that is called twice counts twice. Without masks: all weights.
+    This is theory: a masked network still multiplies its zeros unless it is compacted.
+    """
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    total = 0
+
+    def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        mask = None if masks is None else masks.get(names[id(weight)])
+        num_weights = weight.numel() if mask is None else int(mask.sum())
+        total += num_weights * _positions(module, inputs[0], output)
+
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    handles = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, layers)]
+    try:
+        with evaluation_mode(net), torch.no_grad():
+            call_with(net, {}, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def _positions(module: Any, inputs: Tensor, output: Tensor) -> int:
+    """How often each weight is used for one example."""
+    if isinstance(module, nn.Linear):
+        return output[0].numel() // module.out_features
+    # a transposed convolution uses its kernel once per input position, a convolution once per output position
+    positions = inputs if getattr(module, "transposed", False) else output
+    return positions[0, 0].numel()
+
+
+def zero_score_share(scores: Mapping[str, Tensor], masks: Masks) -> float:
+    """Share of the kept weights whose score is exactly 0."""
+    num_zero = sum(int(((scores[name] == 0) & mask).sum()) for name, mask in masks.items())
+    return num_zero / masks.num_kept
+
+
+def mask_overlap(a: Masks, b: Masks) -> float:
+    """Intersection over union of the kept weights, in [0, 1]. Raises: ValueError for masks of different layers."""
+    if a.keys() != b.keys():
+        raise ValueError(f"masks of different parameters: {sorted(a.keys() ^ b.keys())}")
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    either = sum(int((a[name] | b[name]).sum()) for name in a)
+    return both / either if either else 1.0
+
+
+def count_leaked(net: nn.Module, masks: Masks) -> int:
+    """Number of pruned weights of `net` that are not exactly 0 (NaN counts)."""
+    parameters = dict(net.named_parameters())
+    return sum(int((parameters[name].detach().to(mask.device)[~mask] != 0).sum()) for name, mask in masks.items())

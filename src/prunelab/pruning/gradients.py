@@ -1,0 +1,98 @@
+"""Gradients of the scoring loss with respect to the masked weights, over fixed labelled batches."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prunelab.pruning.scoring import Batch, Scoring, call_with, evaluation_mode
+
+BatchNorm = Literal["running", "batch"]
+
+# cross-entropy of a uniform guess is ln(classes); ten times that means logits so large that softmax is a step
+SATURATED = 10.0
+
+
+def masked_weights(scoring: Scoring) -> dict[str, Tensor]:
+    """w * mask as fresh leaf tensors that take gradients."""
+    return {
+        name: weight.masked_fill(~scoring.masks[name], 0).requires_grad_() for name, weight in scoring.weights().items()
+    }
+
+
+def loss_gradient(
+    scoring: Scoring, *, batch_norm: BatchNorm = "running", temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """dL/d(w * mask), L = mean of loss(outputs / temperature, labels) over all samples of all batches.
+
+    Each batch's mean loss counts by its number of samples, so with running statistics the result does not depend on
+    how samples are cut into batches, up to rounding. Memory does not grow with the number of batches.
+    Warns when the loss has saturated (above 10 ln(classes)): gradients then say little about the weights.
+    """
+    weights = masked_weights(scoring)
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    num_samples, loss_sum, num_classes = 0, 0.0, 0
+    with evaluation_mode(scoring.net, batch_statistics=batch_norm == "batch"):
+        for batch in scoring.batches:
+            loss, classes = batch_loss(scoring, weights, batch, temperature)
+            gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+            torch._foreach_add_(list(total.values()), gradients, alpha=len(batch[0]))
+            num_samples += len(batch[0])
+            loss_sum += loss.item() * len(batch[0])
+            num_classes = max(num_classes, classes)
+    if scoring.round == 0:
+        warn_if_saturated(loss_sum / num_samples, num_classes)
+    return {name: gradient / num_samples for name, gradient in total.items()}
+
+
+def hessian_vector_product(
+    scoring: Scoring, vector: Mapping[str, Tensor], *, batch_norm: BatchNorm, temperature: float
+) -> dict[str, Tensor]:
+    """H v, H the Hessian of the same L as in `loss_gradient` with respect to w * mask, exact by double backward."""
+    weights = masked_weights(scoring)
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    num_samples = 0
+    with evaluation_mode(scoring.net, batch_statistics=batch_norm == "batch"):
+        for batch in scoring.batches:
+            loss, _ = batch_loss(scoring, weights, batch, temperature)
+            leaves = list(weights.values())
+            gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+            along = torch.stack([(g * vector[name]).sum() for name, g in zip(weights, gradients, strict=True)]).sum()
+            products = torch.autograd.grad(along, leaves, materialize_grads=True)
+            torch._foreach_add_(list(total.values()), products, alpha=len(batch[0]))
+            num_samples += len(batch[0])
+    return {name: product / num_samples for name, product in total.items()}
+
+
+def scoring_loss(scoring: Scoring, *, batch_norm: BatchNorm = "running") -> float:
+    """Mean loss of the masked network over the scoring batches."""
+    weights = masked_weights(scoring)
+    loss_sum, num_samples = 0.0, 0
+    with evaluation_mode(scoring.net, batch_statistics=batch_norm == "batch"), torch.no_grad():
+        for batch in scoring.batches:
+            loss_sum += batch_loss(scoring, weights, batch)[0].item() * len(batch[0])
+            num_samples += len(batch[0])
+    return loss_sum / num_samples
+
+
+def batch_loss(
+    scoring: Scoring, weights: Mapping[str, Tensor], batch: Batch, temperature: float = 1.0
+) -> tuple[Tensor, int]:
+    """Mean loss of one batch and the size of the outputs' last dimension."""
+    inputs, labels = batch[0], batch[1]
+    outputs = call_with(scoring.net, weights, inputs)
+    return scoring.loss(outputs / temperature, labels), outputs.shape[-1] if outputs.dim() > 1 else 1
+
+
+def warn_if_saturated(loss: float, num_classes: int) -> None:
+    if num_classes > 1 and loss > SATURATED * math.log(num_classes):
+        warnings.warn(
+            f"the scoring loss has saturated: {loss:.3g}, against {math.log(num_classes):.2f} for a uniform guess among "
+            f'{num_classes} classes; gradient scores mean little here (batch_norm: "batch" usually mends it)',
+            stacklevel=2,
+        )

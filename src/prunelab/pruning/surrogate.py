@@ -1,0 +1,263 @@
+"""The positive linear network inside a network: what SynFlow scores, and what carries a signal at all.
+
+A network without shifts, with absolute weights and every activation the identity is linear and positive: each input-
+output path contributes the product of its weights. For ReLU networks on positive input that is the network itself
+with absolute weights; for others it must be made so. `PositiveLinear` does that while the network's own `forward`
+runs, by intercepting torch's functions, so that it needs no knowledge of the network's modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from prunelab.pruning.errors import PruningError
+from prunelab.pruning.scoring import call_with
+
+_WEIGHTED = {
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+}
+_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm}
+_ACTIVATIONS = {
+    *(
+        F.relu,
+        F.relu_,
+        F.relu6,
+        F.leaky_relu,
+        F.leaky_relu_,
+        F.prelu,
+        F.rrelu,
+        F.elu,
+        F.elu_,
+        F.selu,
+        F.celu,
+        F.gelu,
+    ),
+    *(
+        F.silu,
+        F.mish,
+        F.hardswish,
+        F.hardsigmoid,
+        F.hardtanh,
+        F.hardtanh_,
+        F.hardshrink,
+        F.softshrink,
+        F.softplus,
+    ),
+    *(
+        F.softsign,
+        F.tanhshrink,
+        F.tanh,
+        F.sigmoid,
+        F.logsigmoid,
+        F.threshold,
+        F.softmax,
+        F.log_softmax,
+    ),
+    *(torch.relu, torch.relu_, torch.tanh, torch.sigmoid, torch.clamp, torch.clamp_min, torch.clamp_max),
+    *(torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax),
+    *(Tensor.relu, Tensor.relu_, Tensor.tanh, Tensor.tanh_, Tensor.sigmoid, Tensor.sigmoid_),
+    *(Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_max),
+}
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+# nn.MaxPool and F.max_pool arrive here under the names that torch dispatches them to
+_MAX_POOLS = {
+    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), F.avg_pool1d),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), F.avg_pool2d),
+    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), F.avg_pool3d),
+}
+_ADAPTIVE_MAX_POOLS = {
+    **dict.fromkeys((F.adaptive_max_pool1d, torch.adaptive_max_pool1d), F.adaptive_avg_pool1d),
+    F.adaptive_max_pool2d: F.adaptive_avg_pool2d,
+    F.adaptive_max_pool3d: F.adaptive_avg_pool3d,
+}
+# where the affine factor of a norm stands, if it is not among the arguments called `weight`
+_POSITIONS = {
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    F.instance_norm: (
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "use_input_stats",
+        "momentum",
+        "eps",
+    ),
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+}
+
+
+class PositiveLinear(TorchFunctionMode):
+    """While active: biases, shifts and running means are 0, norms multiply by abs(weight) / sqrt(running_var + eps)
+    (running_var: 1 for norms that keep none), dropout and activations are the identity.
+
+    power: of the factor that running variances give; 2 goes with squared weights.
+    activations: "own" leaves the activations as they are (to measure what they cost in conservation).
+    reachability: signals are yes or no: the input of every weighted layer becomes 1 where it is positive, and so does
+    the gradient that leaves it; norms are the identity, max pooling is average pooling (its gradient reaches all).
+    """
+
+    def __init__(self, *, activations: str = "identity", power: int = 1, reachability: bool = False) -> None:
+        super().__init__()
+        self.activations = activations
+        self.power = power
+        self.reachability = reachability
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _WEIGHTED:
+            inputs, weight, *rest = (*args, *(kwargs[key] for key in ("input", "weight") if key in kwargs))
+            rest = rest[1:]  # the bias
+            options = {key: value for key, value in kwargs.items() if key not in ("input", "weight", "bias")}
+            return func(_reach(inputs) if self.reachability else inputs, weight, None, *rest, **options)
+        if func in _NORMS:
+            return self._scale(**dict(zip(_POSITIONS[func], args, strict=False)), **kwargs)
+        if func in _DROPOUTS or (func in _ACTIVATIONS and self.activations == "identity"):
+            return args[0] if args else kwargs["input"]
+        if self.reachability and func in _MAX_POOLS:
+            return _average_instead(func, *args, **kwargs)
+        if self.reachability and func in _ADAPTIVE_MAX_POOLS:
+            return _ADAPTIVE_MAX_POOLS[func](args[0], args[1])
+        return func(*args, **kwargs)
+
+    def _scale(
+        self,
+        input: Tensor,
+        weight: Tensor | None = None,
+        running_var: Tensor | None = None,
+        eps: float | None = 1e-5,
+        normalized_shape: Sequence[int] | None = None,
+        **_: Any,
+    ) -> Tensor:
+        if self.reachability:
+            return input
+        scale = torch.ones((), dtype=input.dtype, device=input.device)
+        if running_var is not None:
+            scale = (running_var + (eps or 0.0)).rsqrt() ** self.power
+        if weight is not None:
+            scale = scale * weight
+        if normalized_shape is None and scale.dim():  # one factor per channel; layer norms scale the last dimensions
+            scale = scale.view(1, -1, *[1] * (input.dim() - 2))
+        return input * scale
+
+
+class _Reach(torch.autograd.Function):
+    """1 where a signal arrives; backwards, 1 where a signal leaves. Counts of paths overflow, this cannot."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return (inputs > 0).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return (gradients[0] > 0).to(gradients[0].dtype)
+
+
+def _reach(inputs: Tensor) -> Tensor:
+    return _Reach.apply(inputs)
+
+
+def _average_instead(
+    pool: Callable[..., Tensor],
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if return_indices or any(step != 1 for step in (dilation if isinstance(dilation, Sequence) else [dilation])):
+        raise PruningError("max pooling with dilation or indices cannot be followed for reachability")
+    return _MAX_POOLS[pool](input, kernel_size, stride, padding, ceil_mode)
+
+
+def surrogate_tensors(
+    net: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, power: int = 1
+) -> dict[str, Tensor]:
+    """Every parameter and buffer of `net`: those in `weights` as given, the other parameters as abs(p)^power."""
+    others = {n: p.detach().to(dtype).abs() ** power for n, p in net.named_parameters() if n not in weights}
+    buffers = {n: b.to(dtype, copy=True) if b.is_floating_point() else b.clone() for n, b in net.named_buffers()}
+    return {**others, **buffers, **weights}
+
+
+def surrogate_output(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    inputs: Tensor,
+    *,
+    activations: str = "identity",
+    power: int = 1,
+) -> Tensor:
+    """Output of the positive linear network. Raises: PruningError if it is not one tensor."""
+    with PositiveLinear(activations=activations, power=power):
+        output = call_with(net, tensors, inputs)
+    if not isinstance(output, Tensor):
+        raise PruningError(f"the network returns a {type(output).__name__}, one tensor is needed")
+    return output
+
+
+@torch.no_grad()
+def check_linear(net: nn.Module, inputs: Tensor) -> None:
+    """Whether the positive linear network exists: doubling its input doubles its output, bit for bit.
+
+    Tested with every weight replaced by an average over its inputs, so that no depth overflows.
+    Raises: PruningError naming the innermost modules at fault (attention, squeeze-excitation, additive embeddings).
+    """
+    averages = {
+        name: torch.full_like(parameter, parameter.shape[0] / parameter.numel(), dtype=inputs.dtype)
+        if parameter.dim() > 1
+        else torch.ones_like(parameter, dtype=inputs.dtype)
+        for name, parameter in net.named_parameters()
+    }
+    tensors = surrogate_tensors(net, averages, inputs.dtype)
+    once, twice = _signals(net, tensors, inputs), _signals(net, tensors, 2 * inputs)
+    faulty: list[str] = []
+    for path, (entering, leaving) in once.items():
+        contains_faulty = any(not path or inner.startswith(f"{path}.") for inner in faulty)
+        doubled_in = torch.equal(2 * entering, twice[path][0])
+        if doubled_in and not torch.equal(2 * leaving, twice[path][1]) and not contains_faulty:
+            faulty.append(path)
+    if faulty:
+        modules = dict(net.named_modules())
+        names = ", ".join(f"{path or 'the network itself'} ({type(modules[path]).__name__})" for path in faulty[:5])
+        raise PruningError(f"SynFlow means nothing on this network: {names} is not linear in a positive signal")
+
+
+def _signals(net: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """path -> (input, output) of each module that takes and gives a tensor, innermost modules first."""
+    signals: dict[str, tuple[Tensor, Tensor]] = {}
+    paths = {module: path for path, module in net.named_modules()}
+
+    def record(module: nn.Module, entering: tuple[Any, ...], leaving: Any) -> None:
+        first = leaving[0] if isinstance(leaving, tuple) else leaving
+        if entering and isinstance(entering[0], Tensor) and isinstance(first, Tensor):
+            signals.setdefault(paths[module], (entering[0].clone(), first.clone()))
+
+    handles = [module.register_forward_hook(record) for module in paths]
+    try:
+        surrogate_output(net, tensors, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return signals
