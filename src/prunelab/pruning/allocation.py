@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Literal
 
 import torch
@@ -15,15 +15,9 @@ Allocation = Literal["uniform", "erk"]
 
 
 def allocate(
-    allocation: Allocation | Mapping[str, float], shapes: Mapping[str, torch.Size], density: float
+    allocation: Allocation, shapes: Mapping[str, torch.Size], density: float
 ) -> dict[str, float]:
-    """Density of each layer so that the whole has `density`. A mapping is taken as it stands."""
-    if isinstance(allocation, Mapping):
-        if allocation.keys() != shapes.keys():
-            raise PruningError(
-                f"allocation and masks name different layers: {sorted(allocation.keys() ^ shapes.keys())}"
-            )
-        return dict(allocation)
+    """Density of each layer so that the whole has `density`. Raises: PruningError for an unknown allocation."""
     if allocation == "uniform":
         return dict.fromkeys(shapes, density)
     if allocation == "erk":
@@ -53,13 +47,13 @@ def erk_densities(shapes: Mapping[str, torch.Size], density: float) -> dict[str,
 
 
 def round_half_up(density: float, num_weights: int) -> int:
-    """density * num_weights, rounded half up. Exact: the density counts as the decimal number that it prints as."""
-    return int((Decimal(repr(density)) * num_weights).to_integral_value(ROUND_HALF_UP))
+    """density * num_weights, rounded half up; six decimals count, so that a half survives the noise of floats (1/6 * 3)."""
+    return math.floor(round(density * num_weights, 6) + 0.5)
 
 
 def ceil_share(share: float, num_weights: int) -> int:
-    """ceil(share * num_weights), exact as in `round_half_up`."""
-    return math.ceil(Decimal(repr(share)) * num_weights)
+    """ceil(share * num_weights), exact: the share counts as the decimal number that it prints as."""
+    return math.ceil(Decimal(repr(float(share))) * num_weights)
 
 
 def apportion(
@@ -70,12 +64,10 @@ def apportion(
     Every layer gets the whole part of its quota, held within floor and cap; what is missing goes, one by one, to the
     layers with the largest remainders (ties: first layer first), what is too much is taken from those that exceed
     their quota most.
-    Raises: PruningError if floors exceed or caps do not reach `total`.
+    Raises: ValueError unless sum of floors <= total <= sum of caps.
     """
-    if sum(floors.values()) > total:
-        raise PruningError(f"the layers' floors need {sum(floors.values())} weights but the budget is {total}")
-    if sum(caps.values()) < total:
-        raise PruningError(f"{total} weights are to be kept but only {sum(caps.values())} may be")
+    if not sum(floors.values()) <= total <= sum(caps.values()):
+        raise ValueError(f"no counts between {floors} and {caps} sum to {total}")
     counts = {name: min(max(math.floor(quota), floors[name]), caps[name]) for name, quota in quotas.items()}
     while (missing := total - sum(counts.values())) != 0:
         sign = 1 if missing > 0 else -1

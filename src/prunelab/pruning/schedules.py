@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from prunelab.pruning.errors import PruningError
+
 Schedule = Literal["exponential", "linear"]
 
 
@@ -13,12 +15,12 @@ def density_at(schedule: Schedule, start: float, end: float, round: int, num_rou
     exponential: start * (end / start)^(k/n), the same factor in every round (Tanaka et al. 2020, section 6).
     linear: start + (end - start) * k/n, the same number of weights in every round.
     The last round gives exactly `end`.
-    Raises: ValueError for an unknown schedule.
+    Raises: PruningError for an unknown schedule.
     """
     if schedule not in ("exponential", "linear"):
-        raise ValueError(f"unknown schedule {schedule!r}: exponential or linear")
+        raise PruningError(f"unknown schedule {schedule!r}: exponential or linear")
     if round == num_rounds:
         return end
     if schedule == "exponential":
-        return start * (end / start) ** (round / num_rounds)
+        return start ** (1 - round / num_rounds) * end ** (round / num_rounds)  # as above, for start = 0 too
     return start + (end - start) * round / num_rounds

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from prunelab.pruning.errors import PruningError
 from prunelab.pruning.masks import Masks
+from prunelab.pruning.prunable import prunable_names
 
 Batch = Sequence[Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -119,8 +120,6 @@ def score(
     Raises: PruningError if the criterion needs batches and there are none; ValueError if the scores do not have the
     masks' names and shapes or are not finite.
     """
-    from prunelab.pruning.prunable import prunable_names
-
     if masks is None:
         masks = Masks.dense(net, prunable_names(net))
     if criterion.needs_batches and not _has_batches(batches):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunelab.pruning.allocation import apportion, ceil_share, round_half_up
+from prunelab.pruning.density import check_density
 from prunelab.pruning.errors import PruningError
 from prunelab.pruning.masks import Masks
 
@@ -37,19 +38,15 @@ def keep_highest(
     """
     if scope not in ("global", "layerwise"):
         raise PruningError(f"unknown scope {scope!r}: global or layerwise")
-    if not 0 <= min_layer_density <= 1:
-        raise PruningError(f"min_layer_density must be in [0, 1], got {min_layer_density}")
     names = list(masks)
     kept = {name: masks[name].flatten() for name in names}
     _check_scores(scores, masks)
 
     sizes = {name: mask.numel() for name, mask in kept.items()}
     caps = masks.layer_num_kept()
-    floors = {name: min(ceil_share(min_layer_density, sizes[name]), caps[name]) for name in names}
     if isinstance(density, Mapping):
         quotas = {name: check_density(density[name], zero_allowed=True) * sizes[name] for name in names}
-        # six decimals: the sum of the quotas carries rounding errors that must not decide a half
-        total = round_half_up(round(math.fsum(quotas.values()), 6), 1)
+        total = round_half_up(math.fsum(quotas.values()), 1)
     else:
         quotas = {name: check_density(density) * sizes[name] for name in names}
         total = round_half_up(density, sum(sizes.values()))
@@ -57,6 +54,7 @@ def keep_highest(
         raise PruningError(
             f"{total} weights are to be kept but the masks keep {masks.num_kept}: pruned weights stay pruned"
         )
+    floors = layer_floors(masks, min_layer_density, total)
 
     if isinstance(density, Mapping) or scope == "layerwise":
         counts = apportion(quotas, total, floors, caps)
@@ -66,13 +64,22 @@ def keep_highest(
     return Masks({name: chosen[name].view(masks[name].shape) for name in names})
 
 
-def check_density(density: float, *, zero_allowed: bool = False) -> float:
-    """Raises: PruningError unless density is a number in (0, 1]."""
-    if not isinstance(density, int | float) or isinstance(density, bool):
-        raise PruningError(f"density must be a number in (0, 1], got {density!r}")
-    if not (0 < density <= 1 or (zero_allowed and density == 0)):
-        raise PruningError(f"density must be in (0, 1] (kept / prunable weights), got {density}")
-    return density
+def layer_floors(masks: Masks, min_layer_density: float, total: int) -> dict[str, int]:
+    """Number of weights that each layer keeps in any case: ceil(min_layer_density * n_l), or all that `masks` keeps.
+
+    Raises: PruningError if `min_layer_density` is not in [0, 1] or the floors exceed the budget `total`.
+    """
+    if not 0 <= min_layer_density <= 1:
+        raise PruningError(f"min_layer_density must be in [0, 1], got {min_layer_density}")
+    floors = {
+        name: min(ceil_share(min_layer_density, masks[name].numel()), num_kept)
+        for name, num_kept in masks.layer_num_kept().items()
+    }
+    if sum(floors.values()) > total:
+        raise PruningError(
+            f"min_layer_density {min_layer_density} needs {sum(floors.values())} weights but the budget is {total}"
+        )
+    return floors
 
 
 def _check_scores(scores: Mapping[str, Tensor], masks: Masks) -> None:

@@ -1,0 +1,132 @@
+"""The command line from where types matter: config -> typed, resolved config -> run.
+
+jsonargparse, through Lightning's parser, knows the keys and types of Trainer, Classifier, PruningAtInit and of every
+class that a config names; an error is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from argparse import ArgumentError
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+from jsonargparse import Namespace
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from prunelab.command_line import Command, fail, read_or_answer
+from prunelab.compat.bolts import load_bolts
+from prunelab.config import Config
+from prunelab.data.errors import DataError
+from prunelab.experiment.errors import RunError
+from prunelab.experiment.run import run
+from prunelab.messages import explain, keys_of
+from prunelab.models.errors import ModelError
+from prunelab.names import SHORT_NAMES, CommandError
+from prunelab.pruning.errors import PruningError
+from prunelab.training import Classifier, PruningAtInit
+
+USER_ERRORS = (CommandError, PruningError, DataError, ModelError, RunError, MisconfigurationException)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main(argv: list[str]) -> int:
+    """Do what the command line `argv` (without the program's name) asks for; returns the exit code."""
+    command = read_or_answer(argv)
+    return run_command(command) if isinstance(command, Command) else command
+
+
+def run_command(command: Command) -> int:
+    """Do what `command` asks for; returns the exit code: 2 for the user's errors, 130 when interrupted."""
+    try:
+        parser = build_parser()
+        if command.action == "help_all":
+            print(parser.format_help() + _keys_of_short_names())
+            return 0
+        config = resolve(parser, command.config)
+        if command.action == "print_config":
+            print(parser.dump(config, skip_unset=False), end="")
+            return 0
+        return _run(command.name, parser, config)
+    except USER_ERRORS as error:
+        return fail(error)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            return fail(error)
+        raise
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> LightningArgumentParser:
+    """The parser of a resolved config."""
+    parser = LightningArgumentParser(
+        prog="train.py", description="Prune at initialisation, then train.", exit_on_error=False
+    )
+    parser.add_argument("--seed_everything", type=int, default=0, help="seed of all random draws")
+    parser.add_argument("--output_dir", type=str, default="runs", help="where the run directory is made")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(Classifier, "model")
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(PruningAtInit, "pruning")
+    return parser
+
+
+def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
+    """`config` typed and completed with all defaults.
+
+    Raises: CommandError for whatever has no place or the wrong type.
+    """
+    config = deepcopy(config)
+    _keep_data_shape(config.get("model", {}).get("net"))
+    if any(text.startswith("pl_bolts.") for text in _texts(config)):
+        try:
+            load_bolts()
+        except ModuleNotFoundError as error:
+            raise CommandError(str(error)) from None
+    try:
+        return parser.parse_object(deepcopy(config))
+    except ArgumentError as error:
+        keys = [action.dest for action in parser._actions if not action.dest.endswith(".help")]
+        raise CommandError(explain(str(error), config, keys)) from None
+
+
+def _run(name: str, parser: LightningArgumentParser, config: Namespace) -> int:
+    plain = json.loads(parser.dump(config, format="json", skip_unset=False))
+    output_dir, ckpt_path = plain.pop("output_dir"), plain.pop("ckpt_path")
+
+    def instantiate() -> tuple[dict[str, Any], Classifier, LightningDataModule, PruningAtInit]:
+        built = parser.instantiate(config)
+        return vars(built.trainer), built.model, built.data, built.pruning
+
+    return run(name=name, config=plain, instantiate=instantiate, ckpt_path=ckpt_path, output_dir=output_dir)
+
+
+def _keep_data_shape(net: Any) -> None:
+    """Give a network that replaced another what that one knew of the data's shape, if it takes it."""
+    if isinstance(net, dict) and (former := net.pop("former", None)):
+        accepted = keys_of(net["class_path"])
+        kept = {key: value for key, value in former.items() if key in accepted}
+        net["init_args"] = kept | net.get("init_args", {})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a config, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _keys_of_short_names() -> str:
+    lines = []
+    for slot, table in SHORT_NAMES.items():
+        lines.append(f"\n--{slot}, by short name:")
+        lines += [f"  {short:<16} {' '.join(keys_of(path))}" for short, path in table.items()]
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""Batches of an in-memory data set in an order that can be repeated, resumed and shared out over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from prunelab.data.augment import Normalisation, RandomCropFlip
+from prunelab.data.errors import DataError
+from prunelab.data.seeds import derive_seed
+
+
+class TensorLoader:
+    """Iterate over `images[indices]` in batches of (float32 images, int64 labels) on `device`.
+
+    The order is a pure function of (seed, epoch); `seed=None` keeps the order of `indices`.
+    `batch_size` is global: of every batch, rank r of w takes the samples r, r + w, ... The last batch holds
+    what is left; if fewer than w samples, they join the batch before, so that every rank makes the same
+    number of steps. No sample is dropped or seen twice. Where w does not divide the last batch, its shards
+    differ by one sample.
+
+    Lightning calls `sampler.set_epoch` before each epoch, and saves and restores `state_dict`: training goes
+    on after the last batch that was handed out, inside an epoch too.
+    """
+
+    batch_sampler = None  # Lightning asks every loader that has a `sampler` for this one too
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        normalise: Normalisation,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        augment: RandomCropFlip | None = None,
+        device: torch.device | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size % world_size:
+            raise DataError(
+                f"batch_size {batch_size} counts all devices and cannot be shared by {world_size} of them: "
+                f"use a multiple of {world_size}"
+            )
+        if len(indices) < world_size:
+            raise DataError(
+                f"{len(indices)} pictures cannot be shared by {world_size} devices: use fewer devices"
+            )
+        self.images, self.labels, self.indices = images, labels, indices
+        self.normalise, self.augment = normalise, augment
+        self.batch_size, self.seed = batch_size, seed
+        self.device = device or images.device
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.num_batches_done = 0  # in this epoch
+        self._resuming = False
+
+    @property
+    def sampler(self) -> TensorLoader:
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.num_batches_done, self._resuming = epoch, 0, False
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "num_batches_done": self.num_batches_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.num_batches_done = state["epoch"], state["num_batches_done"]
+        self._resuming = True
+
+    def __len__(self) -> int:
+        whole, left = divmod(len(self.indices), self.batch_size)
+        return max(1, whole + (left >= self.world_size))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator, as Lightning makes the iterator before set_epoch: nothing may be fixed until `next`
+        first = self.num_batches_done if self._resuming else 0
+        self._resuming = False
+        order = self._order().to(self.images.device)
+        for index in range(first, len(self)):
+            self.num_batches_done = index + 1
+            stop = len(order) if index == len(self) - 1 else (index + 1) * self.batch_size
+            samples = order[index * self.batch_size : stop][self.rank :: self.world_size]
+            yield self._batch(samples)
+
+    def _order(self) -> Tensor:
+        if self.seed is None:
+            return self.indices
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        return self.indices[torch.randperm(len(self.indices), generator=generator)]
+
+    def _batch(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.images.index_select(0, samples).to(
+            self.device
+        )  # many times faster than [samples] on a CPU
+        labels = self.labels[samples].to(self.device)
+        if self.augment is not None:
+            images = self.augment(images, samples.to(self.device), self.epoch)
+        return self.normalise(images), labels

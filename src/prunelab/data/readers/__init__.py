@@ -1,0 +1,1 @@
+"""One reader per data set: each brings its pictures as `ImageArrays`, or raises `DataError`."""

@@ -1,0 +1,1 @@
+"""Experiments: a run from its config to its record, in a directory that is named by its values."""

@@ -1,0 +1,1 @@
+"""What a run shows: TensorBoard summaries, metrics.csv, progress, tables, pictures."""

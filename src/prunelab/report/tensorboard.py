@@ -1,0 +1,253 @@
+"""TensorBoard made for pruning: what the rounds did, what the masks look like, and how the run ended.
+
+Everything goes through the trainer's TensorBoardLogger into the run's own event files. Rounds have their own
+step axis, the round counted from 0; training keeps the optimizer step; pictures and text stand at step 0.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
+from prunelab.pruning import Masks
+from prunelab.pruning.preflight import Preflight
+from prunelab.report.plots import (
+    conservation_figure,
+    density_rounds_figure,
+    kernel_masks_figure,
+    layer_densities_figure,
+    layer_name,
+)
+from prunelab.report.table import markdown_table
+
+MAX_LAYERS = 128  # with density scalars
+MAX_HISTOGRAMS = 32  # layers with score histograms
+MAX_MASKS = 24  # convolutions with a picture of their mask
+HISTOGRAM_ROUNDS = 5
+HISTOGRAM_BINS = 40
+FINAL_METRICS = (
+    "test_accuracy",
+    "val_accuracy",
+    "density",
+    "effective_density",
+    "macs_dense",
+    "macs_masked",
+    "leaked_weights",
+)
+
+
+class PruningSummary(Callback):
+    """Write what pruning did into the trainer's TensorBoard log; nothing where the trainer has no logger.
+
+    After each round: the density of every layer (`density/<layer>`), and in the first, the last and a few
+    rounds between them the histogram of log10 of the layer's positive scores (`log10_score/<layer>`). After
+    the last: the heat map layers x rounds, the densities as bars, the mean score against the layer's size
+    (the conservation picture, of the first round), the kernels of the convolutions, and the preflight report
+    as text. Networks with very many layers show evenly spread ones.
+
+    The rounds are part of the callback's state: the log of a resumed run is cleared from the resumed step on,
+    which would take the later rounds with it, so they are written again.
+    """
+
+    def __init__(self) -> None:
+        self._rounds: list[dict[str, Any]] = []  # plain values and tensors: it travels in the checkpoint
+        self._resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rounds": self._rounds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rounds = state_dict["rounds"]
+        self._resumed = True
+
+    def on_pruning_round(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        index: int,
+        num_rounds: int,
+        density: float,
+        scores: dict[str, Tensor],
+        masks: Masks,
+    ) -> None:
+        writer = _writer(trainer)
+        if writer is None:
+            return
+        if index == 0:
+            self._rounds = []
+            self._write_conservation(writer, scores)
+        drawn = {round(share * (num_rounds - 1)) for share in np.linspace(0, 1, HISTOGRAM_ROUNDS)}
+        layers = _spread(list(scores), MAX_HISTOGRAMS) if index in drawn else []
+        summary = {
+            "index": index,
+            "densities": masks.layer_densities(),
+            "histograms": {name: _log10_histogram(scores[name]) for name in layers if (scores[name] > 0).any()},
+        }
+        self._rounds.append(summary)
+        _write_round(writer, summary)
+
+    def on_pruned(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        preflight: Preflight,
+        scores: dict[str, Tensor],
+        masks: Masks,
+    ) -> None:
+        writer = _writer(trainer)
+        if writer is None:
+            return
+        writer.add_text("preflight", preflight_markdown(preflight), 0)
+        if len(self._rounds) > 1:
+            densities = np.array([list(summary["densities"].values()) for summary in self._rounds])
+            _add_figure(writer, "pruning/density_over_rounds", density_rounds_figure(list(masks), densities))
+        bars = layer_densities_figure({f"{masks.density:.4g} of all weights kept": masks.layer_densities()})
+        _add_figure(writer, "pruning/density_of_layers", bars)
+        for name in _spread([name for name in masks if masks[name].ndim == 4], MAX_MASKS):
+            _add_figure(writer, f"masks/{layer_name(name)}", kernel_masks_figure(name, masks[name]))
+        writer.flush()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writer = _writer(trainer)
+        if writer is None or not self._resumed:
+            return
+        for summary in self._rounds:
+            if summary["index"] >= trainer.global_step:
+                _write_round(writer, summary)
+        writer.flush()
+
+    def _write_conservation(self, writer: SummaryWriter, scores: dict[str, Tensor]) -> None:
+        means = {name: float(score.double().mean()) for name, score in scores.items()}
+        sizes = {name: score.numel() for name, score in scores.items()}
+        figure, slope = conservation_figure(means, sizes, "Mean score of each layer in the first round")
+        _add_figure(writer, "pruning/score_and_layer_size", figure)
+        if np.isfinite(slope):
+            writer.add_scalar("pruning/score_size_slope", slope, 0)
+
+
+@rank_zero_only
+def write_hparams(logger: Logger | None, hparams: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Fill TensorBoard's hparams tab: `hparams` (may be nested), and the end of the run from its `record`.
+
+    Call it after the test. The values are scalars `final/<name>` of the run itself (FINAL_METRICS and the
+    number of `dead_layers`; what is None in the record is left out), so the tab and the event files cannot
+    disagree. TensorBoard keeps only the first hyperparameters that a run's log declares: give the
+    TensorBoardLogger `default_hp_metric=False`, or Lightning declares its own when training starts and these
+    are ignored. For the same reason the columns of a directory of runs are those of the run it reads first:
+    pass the same keys for every run. Loggers other than TensorBoard's are left alone.
+    """
+    if not isinstance(logger, TensorBoardLogger):
+        return
+    metrics = {name: record[name] for name in FINAL_METRICS if record.get(name) is not None}
+    metrics["dead_layers"] = len(record["collapsed_layers"])
+    values = {f"final/{name}": float(value) for name, value in metrics.items()}
+    writer = logger.experiment
+    for tag, value in values.items():
+        writer.add_scalar(tag, value, record["epochs"])  # opens the file again that the end of fit closed
+    for summary in hparams_summaries(_flat(hparams), values):
+        writer.file_writer.add_summary(summary)
+    writer.close()
+
+
+def preflight_markdown(preflight: Preflight) -> str:
+    """Return the report as markdown tables: the whole network, its layers, what is not pruned."""
+    rows = {
+        "density requested": f"{preflight.density_requested:.6g}",
+        "density": f"{preflight.density:.6g} ({preflight.num_kept:,} of {preflight.num_prunable:,} weights)",
+        "of all parameters": f"{preflight.num_parameters:,}",
+        "effective density": _optional(preflight.effective_density),
+        "dead layers": ", ".join(map(layer_name, preflight.collapsed_layers)) or "none",
+        "density of the shortcuts": _optional(preflight.shortcut_density),
+        "zero scores among the weights kept before the last round": _optional(preflight.zero_score_share),
+        "loss while scoring": _optional(preflight.scoring_loss),
+        "MACs, dense": f"{preflight.macs_dense:,}",
+        "MACs, masked (in theory)": f"{preflight.macs_masked:,}",
+    }
+    sizes = preflight.layer_sizes
+    layers = [
+        [layer_name(name), f"{sizes[name]:,}", f"{round(density * sizes[name]):,}", f"{density:.4g}"]
+        for name, density in preflight.layer_densities.items()
+    ]
+    parts = [
+        markdown_table(["preflight", ""], [[label, text] for label, text in rows.items()]),
+        markdown_table(["layer", "weights", "kept", "density"], layers),
+    ]
+    if preflight.unpruned:
+        unpruned = [[name, f"{size:,}", reason] for name, size, reason in preflight.unpruned]
+        parts.append(markdown_table(["not pruned", "size", "reason"], unpruned))
+    return "\n\n".join(parts)
+
+
+def _writer(trainer: Trainer) -> SummaryWriter | None:
+    if not trainer.is_global_zero or not trainer.loggers:
+        return None
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            return logger.experiment
+    # One text for all calls: Python's warning filter shows it once.
+    warnings.warn("the trainer has no TensorBoardLogger: pruning's pictures and histograms are skipped", stacklevel=1)
+    return None
+
+
+def _write_round(writer: SummaryWriter, summary: dict[str, Any]) -> None:
+    index, densities = summary["index"], summary["densities"]
+    for name in _spread(list(densities), MAX_LAYERS):
+        writer.add_scalar(f"density/{layer_name(name)}", densities[name], index)
+    for name, histogram in summary["histograms"].items():
+        writer.add_histogram_raw(f"log10_score/{layer_name(name)}", **histogram, global_step=index)
+
+
+def _log10_histogram(scores: Tensor) -> dict[str, Any]:
+    """Histogram of log10 of the positive scores, which span many decades (a 0 cannot be drawn)."""
+    logs = scores[scores > 0].double().log10()
+    lowest, highest = float(logs.min()), float(logs.max())
+    counts, edges = np.histogram(logs.cpu().numpy(), HISTOGRAM_BINS, (lowest, max(highest, lowest + 1e-6)))
+    return {
+        "min": lowest,
+        "max": highest,
+        "num": logs.numel(),
+        "sum": float(logs.sum()),
+        "sum_squares": float(logs.square().sum()),
+        "bucket_limits": edges[1:].tolist(),
+        "bucket_counts": counts.tolist(),
+    }
+
+
+def _add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
+    # SummaryWriter.add_figure would import pyplot, and with it its global list of figures.
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
+
+
+def _spread(names: list[str], at_most: int) -> list[str]:
+    """Return at most that many of the names, evenly spread, the first and the last among them."""
+    if len(names) <= at_most:
+        return names
+    return [names[int(place)] for place in np.linspace(0, len(names) - 1, at_most)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings become dotted keys; what the tab has no type for becomes text."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+def _optional(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4g}"

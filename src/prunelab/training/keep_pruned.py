@@ -1,0 +1,91 @@
+"""Hold the zeros: after every optimizer step a pruned weight is exactly 0, and so are its gradient and its slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from prunelab.pruning import Masks, PruningError
+from prunelab.pruning.diagnostics import count_leaked
+from prunelab.training.network import find_network
+
+
+class KeepPruned(Callback):
+    """Keep pruned weights at exactly 0 during training, for any optimizer.
+
+    Gradients are masked before clipping, so that pruned weights do not enter the norm; optimizer slots (momentum, Adam
+    moments) are zeroed once, after they were made or restored; weights are masked again right after each step, which
+    catches what moves a weight without a gradient. Weights stay plain parameters: nothing is renamed or replaced.
+
+    masks: None takes those of the PruningAtInit among the trainer's callbacks. net: attribute of the LightningModule
+    that holds the network; None means that of PruningAtInit.
+    Raises: PruningError if there are no masks; RuntimeError at the end of an epoch if a pruned weight is not 0.
+    """
+
+    def __init__(self, masks: Masks | None = None, net: str | None = None) -> None:
+        self.masks = masks
+        self.net = net
+        self._weights: list[Tensor] = []
+        self._factors: list[Tensor] = []
+        self._handles: list[RemovableHandle] = []
+
+    @torch.no_grad()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        masks, net = self._masks_and_network(trainer, pl_module)
+        masks.apply_to(net)
+        parameters = dict(net.named_parameters())
+        self._weights = [parameters[name] for name in masks]
+        # factors of the weights' own dtype and memory layout: one fused multiplication for all layers
+        self._factors = [torch.empty_like(parameters[name]).copy_(mask) for name, mask in masks.items()]
+        for optimizer in trainer.optimizers:
+            self._zero_slots(optimizer)
+            self._handles.append(optimizer.register_step_post_hook(self._mask_weights))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        pairs = [(weight.grad, factor) for weight, factor in zip(self._weights, self._factors, strict=True)]
+        gradients = [(gradient, factor) for gradient, factor in pairs if gradient is not None]
+        if gradients:
+            torch._foreach_mul_(*map(list, zip(*gradients, strict=True)))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        masks, net = self._masks_and_network(trainer, pl_module)
+        leaked = count_leaked(net, masks)
+        if leaked and all(bool(torch.isfinite(weight).all()) for weight in self._weights):
+            raise RuntimeError(f"{leaked} pruned weights are not 0: something outside the optimizer wrote to them")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._let_go()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._weights, self._factors, self._handles = [], [], []
+
+    def _masks_and_network(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Masks, torch.nn.Module]:
+        from prunelab.training.pruning_at_init import PruningAtInit
+
+        pruning = next((c for c in trainer.callbacks if isinstance(c, PruningAtInit)), None)  # type: ignore[attr-defined]
+        masks = self.masks if self.masks is not None else pruning.masks if pruning is not None else None
+        if masks is None:
+            raise PruningError("KeepPruned has no masks: give it some, or put PruningAtInit among the callbacks")
+        path = self.net if self.net is not None else pruning.net if pruning is not None else "net"
+        return masks, find_network(pl_module, path)
+
+    def _zero_slots(self, optimizer: Optimizer) -> None:
+        for weight, factor in zip(self._weights, self._factors, strict=True):
+            for slot in optimizer.state.get(weight, {}).values():
+                if isinstance(slot, Tensor) and slot.shape == weight.shape:
+                    slot.mul_(factor)
+
+    @torch.no_grad()
+    def _mask_weights(self, *_: Any) -> None:
+        if self._weights:
+            torch._foreach_mul_(self._weights, self._factors)

@@ -1,0 +1,228 @@
+"""When to prune: at on_fit_start, with the weights in place and before the first step."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from prunelab.pruning import Criterion, Masks, PruningError, Scoring, prunable_names, prune
+from prunelab.pruning.allocation import Allocation
+from prunelab.pruning.density import density_from
+from prunelab.pruning.gradients import scoring_loss
+from prunelab.pruning.preflight import Preflight, preflight
+from prunelab.pruning.schedules import Schedule
+from prunelab.pruning.scoring import Batch, Loss
+from prunelab.pruning.selection import Scope
+from prunelab.training.network import find_network, load_weights
+from prunelab.training.scoring_data import example_input, scoring_batches
+
+SAMPLES_PER_CLASS = 10
+
+
+class PruningAtInit(Callback):
+    """Score the network, select, check, set the zeros and report, when `fit` starts; `KeepPruned` then holds the zeros.
+
+    Exactly one of density, sparsity, compression_ratio. rounds: None means the criterion's own. include, exclude:
+    shell patterns of parameter names (`prunable_names`). on_collapse: what to do when a layer keeps no weight.
+    net: dotted attribute of the LightningModule that holds the network, "" for the module itself.
+    loss: (outputs, labels) -> mean loss, for criteria that need it; None means cross-entropy.
+    batches: (inputs, labels) pairs to score with; None means the data module's `scoring_batches()`, un-augmented, or
+    for loaders of others the first samples of each class. samples_per_class: how many; None means 10.
+    weights_from: file with weights to start from, a state dict or a Lightning checkpoint. seed: of the criterion's
+    draws; None means the run's (`seed_everything`).
+
+    All ranks score the same batches on the bare network; rank 0's mask is taken and every rank compares it to its own.
+    Masks and report travel in the checkpoint as this callback's state: a resumed run keeps them and scores nothing.
+    Other callbacks may have `on_pruning_round(trainer, pl_module, index, num_rounds, density, scores, masks)` and
+    `on_pruned(trainer, pl_module, preflight, scores, masks)`: they are called after each round, and at the end.
+
+    Raises: PruningError for requests that cannot be honoured, a network without any input-output path included.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        density: float | None = None,
+        sparsity: float | None = None,
+        compression_ratio: float | None = None,
+        rounds: int | None = None,
+        schedule: Schedule = "exponential",
+        scope: Scope = "global",
+        allocation: Allocation | None = None,
+        min_layer_density: float = 0.0,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        samples_per_class: int | None = None,
+        on_collapse: Literal["warn", "fail"] = "warn",
+        net: str = "net",
+        loss: Loss | None = None,
+        batches: Iterable[Batch] | None = None,
+        weights_from: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.criterion = criterion
+        self.density = density_from(density, sparsity, compression_ratio)
+        self.rounds = rounds
+        self.schedule = schedule
+        self.scope = scope
+        self.allocation = allocation
+        self.min_layer_density = min_layer_density
+        self.include = list(include)
+        self.exclude = list(exclude)
+        self.samples_per_class = samples_per_class
+        self.on_collapse = on_collapse
+        self.net = net
+        self.loss = loss or cross_entropy
+        self.batches = batches
+        self.weights_from = weights_from
+        self.seed = seed
+        self.masks: Masks | None = None
+        self.preflight: Preflight | None = None
+        self.seconds_scoring = 0.0
+        if samples_per_class is not None and not criterion.needs_batches:
+            raise PruningError(f"samples_per_class: {type(criterion).__name__} scores without data")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        from prunelab.training.keep_pruned import KeepPruned
+
+        if not any(isinstance(callback, KeepPruned) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise PruningError(
+                "PruningAtInit needs KeepPruned() among the trainer's callbacks, or the zeros would not last"
+            )
+        if self.weights_from is not None and self.masks is None:
+            load_weights(find_network(pl_module, self.net), self.weights_from, self.net)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        net = find_network(pl_module, self.net)
+        if self.masks is not None:  # restored from the checkpoint, or a second fit with this callback
+            self.masks.apply_to(net)
+            if trainer.is_global_zero:
+                print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)
+            return
+        started = time.monotonic()
+        # the training's own random draws must not depend on how it was pruned
+        with torch.random.fork_rng(devices=[net_device] if (net_device := _device(net)).type == "cuda" else []):
+            masks, report, scores = self._prune(trainer, pl_module, net)
+        self.masks, self.preflight = _agreed(trainer, masks), report
+        self.masks.apply_to(net)
+        self.seconds_scoring = time.monotonic() - started
+        if trainer.is_global_zero:
+            print(report, flush=True)
+        self._judge(report)
+        _notify(trainer, "on_pruned", pl_module, report, scores or {}, self.masks)
+
+    def _prune(
+        self, trainer: Trainer, pl_module: LightningModule, net: nn.Module
+    ) -> tuple[Masks, Preflight, dict[str, Tensor] | None]:
+        device, dtype = _device(net), next(net.parameters()).dtype
+        dense = Masks.dense(net, prunable_names(net, self.include, self.exclude))
+        example = _to(example_input(trainer, pl_module, self.batches), device, dtype)
+        batches = self._batches(trainer, net, example)
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        num_rounds = self.criterion.rounds if self.rounds is None else self.rounds
+        last: dict[str, Any] = {"scores": None, "scored": dense, "kept": dense}
+
+        def on_round(index: int, density: float, scores: dict[str, Tensor], masks: Masks) -> None:
+            last.update(scores=scores, scored=dense if self.criterion.revives else last["kept"], kept=masks)
+            _notify(trainer, "on_pruning_round", pl_module, index, num_rounds, density, scores, masks)
+
+        masks = prune(
+            net,
+            self.criterion,
+            density=self.density,
+            example_input=example,
+            masks=dense,
+            batches=batches,
+            rounds=self.rounds,
+            schedule=self.schedule,
+            scope=self.scope,
+            allocation=self.allocation,
+            min_layer_density=self.min_layer_density,
+            on_round=on_round,
+            loss=self.loss,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        loss = None
+        if batches:
+            scoring = Scoring(net, dense, example, batches=batches, loss=self.loss)
+            loss = scoring_loss(scoring, batch_norm=getattr(self.criterion, "batch_norm", "running"))
+        report = preflight(
+            net,
+            masks,
+            example,
+            density_requested=self.density,
+            scores=last["scores"],
+            scored_masks=last["scored"],
+            scoring_loss=loss,
+        )
+        return masks, report, last["scores"]
+
+    def _batches(self, trainer: Trainer, net: nn.Module, example: Tensor) -> list[Batch]:
+        if not self.criterion.needs_batches:
+            return []
+        device, dtype = example.device, next(net.parameters()).dtype
+        samples = SAMPLES_PER_CLASS if self.samples_per_class is None else self.samples_per_class
+        found = scoring_batches(trainer, self.batches, samples, _num_outputs(net, example))
+        return [tuple(_to(part, device, dtype) for part in batch[:2]) for batch in found]
+
+    def _judge(self, report: Preflight) -> None:
+        if not report.collapsed_layers:
+            return
+        message = f"layer collapse: {', '.join(report.collapsed_layers)} kept no weight"
+        if self.on_collapse == "fail":
+            raise PruningError(message)
+        warnings.warn(message, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that checkpoints load with torch's default `weights_only=True`."""
+        return {
+            "masks": None if self.masks is None else dict(self.masks),
+            "preflight": None if self.preflight is None else asdict(self.preflight),
+            "seconds_scoring": self.seconds_scoring,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.masks = None if state_dict["masks"] is None else Masks(state_dict["masks"])
+        self.preflight = None if state_dict["preflight"] is None else Preflight(**state_dict["preflight"])
+        self.seconds_scoring = state_dict["seconds_scoring"]
+
+
+def _agreed(trainer: Trainer, masks: Masks) -> Masks:
+    """Rank 0's masks, on every rank. Raises: RuntimeError on a rank whose own differ."""
+    if trainer.world_size == 1:
+        return masks
+    first = Masks(trainer.strategy.broadcast({name: mask.cpu() for name, mask in masks.items()}))
+    if first.digest() != masks.digest():
+        raise RuntimeError(f"rank {trainer.global_rank} found other masks than rank 0: {masks} and {first}")
+    return masks
+
+
+def _notify(trainer: Trainer, hook: str, pl_module: LightningModule, *arguments: Any) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, hook):
+            getattr(callback, hook)(trainer, pl_module, *arguments)
+
+
+def _to(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
+def _num_outputs(net: nn.Module, example: Tensor) -> int:
+    from prunelab.pruning.scoring import call_with, evaluation_mode
+
+    with evaluation_mode(net), torch.no_grad():
+        return call_with(net, {}, example).shape[-1]

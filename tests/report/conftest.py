@@ -1,0 +1,148 @@
+"""A tiny pruned training for the callbacks of report/: random images, two convolutions, SynFlow in a few rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunelab.pruning import Masks, prune
+from prunelab.pruning.criteria import synflow
+from prunelab.pruning.preflight import preflight
+
+EXAMPLE_INPUT = torch.ones(1, 1, 6, 6)
+
+
+def tiny_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+
+
+class TinyClassifier(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net()
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        loss = cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        outputs = self.net(batch[0])
+        self.log("val_loss", cross_entropy(outputs, batch[1]))
+        self.log("val_accuracy", (outputs.argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)}
+
+
+class PruneAtStart(Callback):
+    """Calls the other callbacks as PruningAtInit does: after each round, and once at the end."""
+
+    def __init__(self, density: float = 0.2, rounds: int = 5) -> None:
+        self.density, self.rounds = density, rounds
+        self.history: list[tuple[dict[str, Tensor], Masks]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def on_round(index: int, density: float, scores: dict[str, Tensor], masks: Masks) -> None:
+            self.history.append((scores, masks))
+            self.call(trainer, "on_pruning_round", index, self.rounds, density, scores, masks)
+
+        masks = prune(
+            pl_module.net,
+            synflow,
+            density=self.density,
+            example_input=EXAMPLE_INPUT,
+            rounds=self.rounds,
+            on_round=on_round,
+        )
+        report = preflight(pl_module.net, masks, EXAMPLE_INPUT, density_requested=self.density)
+        self.call(trainer, "on_pruned", report, self.history[-1][0], masks)
+
+    def call(self, trainer: Trainer, hook: str, *args: Any) -> None:
+        for callback in trainer.callbacks:
+            if hasattr(callback, hook):
+                getattr(callback, hook)(trainer, trainer.lightning_module, *args)
+
+
+class Fit:
+    """fit(callbacks, max_epochs=..., ckpt_path=..., **trainer): trains on 24 random images, 3 batches an epoch."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(
+        self,
+        callbacks: list[Callback],
+        *,
+        max_epochs: int = 2,
+        ckpt_path: str | Path | None = None,
+        logger: Any = False,
+        **trainer: Any,
+    ) -> Trainer:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(24, 1, 6, 6, generator=generator)
+        loader = DataLoader(TensorDataset(images, torch.arange(24) % 3), batch_size=8)
+        options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        runner = Trainer(
+            max_epochs=max_epochs,
+            callbacks=callbacks,
+            logger=logger,
+            accelerator="cpu",
+            devices=1,
+            log_every_n_steps=1,
+            num_sanity_val_steps=1,
+            default_root_dir=self.directory,
+            **(options | trainer),
+        )
+        runner.fit(TinyClassifier(), loader, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        return runner
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Fit:
+    return Fit(tmp_path)
+
+
+@pytest.fixture
+def prune_at_start() -> type[PruneAtStart]:
+    return PruneAtStart
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """What a run leaves: 3 layers of 1000 prunable weights out of 1100 parameters, 100 kept, one layer dead."""
+    return {
+        "name": "digits-synflow-d0.1-s0-0123abcd",
+        "criterion": "synflow",
+        "density": 0.1,
+        "density_requested": 0.1,
+        "effective_density": 0.09,
+        "num_kept": 100,
+        "num_prunable": 1000,
+        "num_parameters": 1100,
+        "layer_densities": {"a.weight": 0.5, "b.weight": 0.0, "c.weight": 0.2},
+        "collapsed_layers": ["b.weight"],
+        "leaked_weights": 0,
+        "val_accuracy": 0.75,
+        "test_accuracy": 0.5,
+        "train_loss": 0.25,
+        "macs_dense": 40_000,
+        "macs_masked": 3_000,
+        "masks_digest": "0123456789abcdef" * 4,
+        "seconds_scoring": 1.25,
+        "seconds_training": 60.0,
+        "epochs": 3,
+        "seed": 0,
+        "versions": {"torch": "2.15.0"},
+        "zero_score_share": 0.0,
+        "shortcut_density": None,
+    }

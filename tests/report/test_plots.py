@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from prunelab.report.plots import (
+    COLLAPSED,
+    KEPT,
+    conservation_figure,
+    density_rounds_figure,
+    kernel_masks_figure,
+    layer_densities_figure,
+    layer_name,
+)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def share_of(colour: str, image: np.ndarray) -> float:
+    return float((image == np.round(np.array(to_rgb(colour)) * 255)).all(-1).mean())
+
+
+def test_layers_lose_only_their_weight_suffix():
+    assert layer_name("layer1.0.conv1.weight") == "layer1.0.conv1"
+    assert layer_name("attention.in_proj_weight") == "attention.in_proj_weight"
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (32, 16, 3, 3), (8, 4, 1, 1), (300, 2, 3, 3)])
+def test_a_kernel_picture_has_one_even_tile_per_weight(shape):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    figure = kernel_masks_figure("conv.weight", mask)
+    (axes,) = figure.axes
+    box = axes.get_window_extent()
+    picture = axes.images[0].get_array()
+    assert (box.height, box.width) == pytest.approx(picture.shape), "scaled by the drawing: uneven tiles"
+    assert "conv: " in figure.texts[0].get_text()
+    assert f"{int(mask.sum()):,} of {mask.numel():,} kept" in figure.texts[0].get_text()
+    if shape[0] * (shape[2] + 1) <= 520:
+        scale = picture.shape[0] // (shape[0] * (shape[2] + 1))
+        assert (np.asarray(picture) == 1).sum() == int(mask.sum()) * scale**2
+        drawn = share_of(KEPT, pixels(figure)) * np.prod(pixels(figure).shape[:2])
+        assert drawn == pytest.approx(int(mask.sum()) * scale**2, rel=0.02)  # the frame covers a few
+
+
+def test_rows_are_output_channels_and_columns_input_channels():
+    mask = torch.zeros(4, 6, 1, 1, dtype=torch.bool)
+    mask[3, 1] = True
+    picture = np.asarray(kernel_masks_figure("conv.weight", mask).axes[0].images[0].get_array())
+    rows, columns = np.nonzero(picture == 1)
+    height, width = picture.shape[0] / 4, picture.shape[1] / 6
+    assert set(rows // height) == {3}
+    assert set(columns // width) == {1}
+
+
+def test_large_layers_show_kept_counts():
+    mask = torch.zeros(256, 300, 3, 3, dtype=torch.bool)
+    mask[7, 8, 0, :2] = True
+    picture = np.asarray(kernel_masks_figure("conv.weight", mask).axes[0].images[0].get_array())
+    assert picture.shape == (256, 300)
+    assert picture[7, 8] == 2
+    assert picture.sum() == 2
+
+
+@pytest.mark.parametrize("num_layers", [1, 20, 300])
+def test_bars_and_heat_map_are_drawn_for_any_number_of_layers(num_layers):
+    layers = [f"layer{index}.weight" for index in range(num_layers)]
+    rounds = np.linspace(1, 0.01, 7)[:, None] * np.ones(num_layers)
+    for figure in (
+        layer_densities_figure({"a": dict.fromkeys(layers, 0.2), "b": dict.fromkeys(layers, 0.001)}),
+        density_rounds_figure(layers, rounds),
+    ):
+        assert pixels(figure).std() > 0
+        assert max(figure.get_size_inches()) <= 20
+
+
+def test_collapsed_layers_are_red():
+    dead, alive = {"a.weight": 0.0, "b.weight": 0.5}, {"a.weight": 0.5, "b.weight": 0.5}
+    assert share_of(COLLAPSED, pixels(layer_densities_figure({"run": dead}))) > 0
+    assert share_of(COLLAPSED, pixels(layer_densities_figure({"run": alive}))) == 0
+    assert share_of(COLLAPSED, pixels(density_rounds_figure(list(dead), np.array([[0.5, 0.5], [0, 0.5]])))) > 0.1
+    assert share_of(COLLAPSED, pixels(density_rounds_figure(list(dead), np.array([[0.5, 0.5], [0.1, 0.5]])))) == 0
+
+
+def test_everything_dead_can_still_be_drawn():
+    pixels(layer_densities_figure({"run": {"a.weight": 0.0}}))
+    pixels(density_rounds_figure(["a.weight"], np.zeros((3, 1))))
+
+
+def test_conserved_scores_have_slope_minus_one_whatever_the_shortcuts_carry():
+    sizes = {f"layer{size}": size for size in (27, 432, 2304, 9216, 36864, 512)}
+    means = {name: 9.5e22 / size for name, size in sizes.items()}
+    assert conservation_figure(means, sizes, "title")[1] == pytest.approx(-1)
+    means["layer512"] /= 1000
+    assert conservation_figure(means, sizes, "title")[1] == pytest.approx(-1)
+    equal = dict.fromkeys(sizes, 3.0)
+    assert conservation_figure(equal, sizes, "title")[1] == pytest.approx(0)
+
+
+def test_means_without_a_logarithm_are_left_out_or_hollow():
+    sizes = {"a": 10, "b": 100, "c": 1000}
+    figure, slope = conservation_figure({"a": 1.0, "b": -0.1, "c": 0.0}, sizes, "title")
+    assert slope == pytest.approx(-1)
+    assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 2
+    figure, slope = conservation_figure({"a": 0.0, "b": 0.0, "c": 0.0}, sizes, "title")
+    pixels(figure)
+    assert np.isnan(slope)
+
+
+def test_no_figure_stays_in_pyplot():
+    layer_densities_figure({"run": {"a.weight": 0.5}})
+    assert pyplot.get_fignums() == []

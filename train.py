@@ -1,0 +1,30 @@
+"""Prune at initialisation, then train: `python train.py --config synflow_resnet20.yaml`.
+
+Help and simple mistakes are answered before anything heavy is imported; `prunelab.cli` does the rest.
+"""
+
+import gc
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("prunelab") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from prunelab.command_line import Command, read_or_answer
+
+
+def main(argv: list[str]) -> int:
+    """Do what the command line `argv` asks for; returns the exit code."""
+    command = read_or_answer(argv)
+    if not isinstance(command, Command):
+        return command
+    gc.disable()  # the imports make many objects and no garbage
+    from prunelab import cli
+
+    gc.enable()
+    return cli.run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
