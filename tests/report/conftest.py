@@ -32,6 +32,7 @@ class TinyClassifier(LightningModule):
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         loss = cross_entropy(self.net(batch[0]), batch[1])
         self.log("train_loss", loss, on_step=False, on_epoch=True)
+        self.log("lr", self.optimizers().param_groups[0]["lr"], on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:

@@ -48,7 +48,7 @@ def test_a_kernel_picture_has_one_even_tile_per_weight(shape):
         scale = picture.shape[0] // (shape[0] * (shape[2] + 1))
         assert (np.asarray(picture) == 1).sum() == int(mask.sum()) * scale**2
         drawn = share_of(KEPT, pixels(figure)) * np.prod(pixels(figure).shape[:2])
-        assert drawn == pytest.approx(int(mask.sum()) * scale**2, rel=0.02)  # the frame covers a few
+        assert drawn == pytest.approx(int(mask.sum()) * scale**2, rel=0.05)  # the frame covers a few
 
 
 def test_rows_are_output_channels_and_columns_input_channels():

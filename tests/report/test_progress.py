@@ -44,10 +44,10 @@ def test_one_line_per_epoch_with_what_was_measured_in_it(fit, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
     assert ["val_accuracy" in line for line in lines] == [False, True, False, True]
-    assert all(re.search(r"train_loss \d+\.\d{4}  .*lr 0\.\d+  \d+\.\d s$", line) for line in lines)
+    assert all(re.search(r"^epoch ./4  lr 0\.\d+  train_loss \d\S+  .*\d+\.\d s$", line) for line in lines)
     assert [re.search(r"lr (\S+)", line)[1] for line in lines] == ["0.1", "0.05", "0.025", "0.0125"]
 
 
 def test_without_a_last_epoch_the_line_has_none(fit, capsys):
     fit([EpochLines()], max_epochs=-1, max_steps=3)
-    assert re.search(r"^epoch 1  train_loss", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^epoch 1  lr 0.1  train_loss", capsys.readouterr().out, re.MULTILINE)

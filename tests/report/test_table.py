@@ -5,12 +5,12 @@ from prunelab.report.table import compare_table, run_table
 EXPECTED = """\
 digits-synflow-d0.1-s0-0123abcd: synflow, seed 0, 3 epochs
 
-                      prunable weights    all parameters
-kept                               100               200
-of                               1,000             1,100
-density                       0.100000          0.181818
-sparsity                      0.900000          0.818182
-compression ratio                10.00              5.50
+                     prunable weights    all parameters
+kept                              100               200
+of                              1,000             1,100
+density                      0.100000          0.181818
+sparsity                     0.900000          0.818182
+compression ratio               10.00              5.50
 
 density requested    0.1
 effective density    0.0900  (kept weights on a kept input-output path)

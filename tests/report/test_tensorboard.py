@@ -60,7 +60,9 @@ def test_histograms_hold_the_logarithms_of_the_positive_scores_of_some_rounds(lo
             logs = scores[scores > 0].log10()
             value = point.histogram_value
             assert value.num == sum(value.bucket) == len(logs)
-            assert (value.min, value.max, value.sum) == pytest.approx((logs.min(), logs.max(), logs.sum()))
+            assert [value.min, value.max, value.sum] == pytest.approx(
+                [float(logs.min()), float(logs.max()), float(logs.sum())]
+            )
 
 
 def test_pictures_show_rounds_densities_conservation_and_kernels(logged):

@@ -14,9 +14,7 @@ from prunelab.pruning.errors import PruningError
 Allocation = Literal["uniform", "erk"]
 
 
-def allocate(
-    allocation: Allocation, shapes: Mapping[str, torch.Size], density: float
-) -> dict[str, float]:
+def allocate(allocation: Allocation, shapes: Mapping[str, torch.Size], density: float) -> dict[str, float]:
     """Density of each layer so that the whole has `density`. Raises: PruningError for an unknown allocation."""
     if allocation == "uniform":
         return dict.fromkeys(shapes, density)
@@ -47,7 +45,7 @@ def erk_densities(shapes: Mapping[str, torch.Size], density: float) -> dict[str,
 
 
 def round_half_up(density: float, num_weights: int) -> int:
-    """density * num_weights, rounded half up; six decimals count, so that a half survives the noise of floats (1/6 * 3)."""
+    """density * num_weights, rounded half up; six decimals count: 3 * (1 / 6) is a half."""
     return math.floor(round(density * num_weights, 6) + 0.5)
 
 

@@ -29,13 +29,13 @@ def effective_masks(net: nn.Module, masks: Masks, example_input: Tensor) -> Mask
     Raises: PruningError if the network's signal cannot be followed (attention and other products of signals).
     Reference: Vysogorets, Kempe 2021, "Connectivity Matters", arXiv 2107.02306.
     """
-    if any(isinstance(module, nn.MultiheadAttention) for module in net.modules()):
-        raise PruningError("paths through attention multiply signals: effective density is not defined there")
-    device = next(iter(masks.values())).device
-    weights = {name: mask.to(device, torch.float32).requires_grad_() for name, mask in masks.items()}
-    others = {n: torch.ones_like(p, dtype=torch.float32) for n, p in net.named_parameters() if n not in weights}
-    buffers = {n: b.float() if b.is_floating_point() else b.clone() for n, b in net.named_buffers()}
-    inputs = torch.ones_like(example_input, dtype=torch.float32, device=device)
+    device, dtype = next(iter(masks.values())).device, torch.float64  # fast float32 convolutions keep no exact zeros
+    weights = {name: mask.to(device, dtype).requires_grad_() for name, mask in masks.items()}
+    others = {n: torch.ones_like(p, dtype=dtype) for n, p in net.named_parameters() if n not in weights}
+    buffers = {n: b.to(dtype) if b.is_floating_point() else b.clone() for n, b in net.named_buffers()}
+    inputs = example_input.to(device)  # of whole numbers: indices, as they are
+    if inputs.is_floating_point():
+        inputs = torch.ones_like(inputs, dtype=dtype)
     with evaluation_mode(net):
         with PositiveLinear(reachability=True):
             output = call_with(net, {**others, **buffers, **weights}, inputs)
@@ -65,7 +65,7 @@ def count_macs(net: nn.Module, example_input: Tensor, masks: Mapping[str, Tensor
         weight = module.weight
         mask = None if masks is None else masks.get(names[id(weight)])
         num_weights = weight.numel() if mask is None else int(mask.sum())
-        total += num_weights * _positions(module, inputs[0], output)
+        total += num_weights * _num_positions(module, inputs[0], output)
 
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     handles = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, layers)]
@@ -75,16 +75,15 @@ def count_macs(net: nn.Module, example_input: Tensor, masks: Mapping[str, Tensor
     finally:
         for handle in handles:
             handle.remove()
-    return total
+    return total // len(example_input)
 
 
-def _positions(module: Any, inputs: Tensor, output: Tensor) -> int:
-    """How often each weight is used for one example."""
+def _num_positions(module: Any, inputs: Tensor, output: Tensor) -> int:
+    """How often each weight is used in one call; tokens or windows may stand in the batch dimension."""
     if isinstance(module, nn.Linear):
-        return output[0].numel() // module.out_features
+        return output.numel() // module.out_features
     # a transposed convolution uses its kernel once per input position, a convolution once per output position
-    positions = inputs if getattr(module, "transposed", False) else output
-    return positions[0, 0].numel()
+    return inputs.numel() // module.in_channels if module.transposed else output.numel() // module.out_channels
 
 
 def zero_score_share(scores: Mapping[str, Tensor], masks: Masks) -> float:

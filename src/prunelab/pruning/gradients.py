@@ -92,7 +92,7 @@ def batch_loss(
 def warn_if_saturated(loss: float, num_classes: int) -> None:
     if num_classes > 1 and loss > SATURATED * math.log(num_classes):
         warnings.warn(
-            f"the scoring loss has saturated: {loss:.3g}, against {math.log(num_classes):.2f} for a uniform guess among "
-            f'{num_classes} classes; gradient scores mean little here (batch_norm: "batch" usually mends it)',
+            f"the scoring loss has saturated: {loss:.3g}, against {math.log(num_classes):.2f} for a uniform guess "
+            f'among {num_classes} classes; gradient scores mean little here (batch_norm: "batch" usually mends it)',
             stacklevel=2,
         )

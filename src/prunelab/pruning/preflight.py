@@ -46,10 +46,10 @@ class Preflight:
         num_unpruned = self.num_parameters - self.num_prunable
         overall = (self.num_kept + num_unpruned) / self.num_parameters
         lines = [
-            f"density            {self.density:.6g} = {self.num_kept:,} of {self.num_prunable:,} prunable weights "
-            f"(sparsity {1 - self.density:.4g}, compression ratio {_ratio(self.density)})",
-            f"over everything    {overall:.6g} of {self.num_parameters:,} parameters; {num_unpruned:,} are not pruned: "
-            f"{_summary(self.unpruned)}",
+            f"density            {_spellings(self.density)}: {self.num_kept:,} of {self.num_prunable:,} prunable "
+            "weights",
+            f"over everything    {_spellings(overall)}: {self.num_kept + num_unpruned:,} of {self.num_parameters:,} "
+            f"parameters; {num_unpruned:,} are not pruned: {_summary(self.unpruned)}",
             f"effective density  {_optional(self.effective_density)} (kept weights on a kept input-output path)",
             f"dead layers        {len(self.collapsed_layers)} of {len(self.layer_densities)}"
             + (f": {', '.join(self.collapsed_layers)}" if self.collapsed_layers else ""),
@@ -111,8 +111,8 @@ def _optional(value: float | None) -> str:
     return "not defined here" if value is None else f"{value:.6g}"
 
 
-def _ratio(density: float) -> str:
-    return f"{1 / density:.4g}"
+def _spellings(density: float) -> str:
+    return f"{density:.6g} (sparsity {1 - density:.4g}, compression ratio {1 / density:.4g})"
 
 
 def _summary(unpruned: list[tuple[str, int, str]]) -> str:

@@ -40,8 +40,8 @@ def prune(
 
     Round k of n keeps the density that `schedule` gives on the way from the density of `masks` (default: all
     convolution and linear weights) to `density`. `rounds=None` means the criterion's own number. `allocation` fixes
-    densities per layer (default: the criterion's own, if it has one; a mapping must sum to `density`, and each layer goes
-    its own way there by `schedule`); otherwise `scope` says who competes with whom.
+    densities per layer (default: the criterion's own, if it has one; a mapping must sum to `density`, and each layer
+    goes its own way there by `schedule`); otherwise `scope` says who competes with whom.
     `on_round(index, density, scores, masks)` is called after each round, index from 0. Further keywords go to
     `Scoring` (loss, initial, generator). The network is unchanged: `masks.apply_to(net)` sets the zeros.
     If `masks` already have the wanted number of kept weights there is nothing to decide: they come back unscored.
@@ -69,11 +69,13 @@ def prune(
         _check_allocation(allocation, start, target)
     layer_floors(start, min_layer_density, target)  # whether they fit is known before anything is scored
 
-    def layer_goals(density_now: float, round: int) -> dict[str, float]:
-        if not isinstance(allocation, Mapping):
-            return allocate(allocation, {name: mask.shape for name, mask in start.items()}, density_now)
-        begin = start.layer_densities()
-        return {name: density_at(schedule, begin[name], allocation[name], round, num_rounds) for name in start}
+    def layer_goals(whole: float, round: int) -> float | dict[str, float]:
+        if allocation is None:
+            return whole
+        if isinstance(allocation, Mapping):
+            begin = start.layer_densities()
+            return {name: density_at(schedule, begin[name], allocation[name], round, num_rounds) for name in start}
+        return allocate(allocation, {name: mask.shape for name, mask in start.items()}, whole)
 
     current = start
     for index in range(num_rounds):
@@ -89,7 +91,7 @@ def prune(
         )
         current = keep_highest(
             scores,
-            now if allocation is None else layer_goals(now, index + 1),
+            layer_goals(now, index + 1),
             start if criterion.revives else current,
             scope=scope,
             min_layer_density=min_layer_density,

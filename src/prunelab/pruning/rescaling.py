@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 Nodes = list[Any]  # autograd graph nodes
@@ -21,13 +20,15 @@ def crossing_modules(net: nn.Module, run: Callable[[Tensor], Tensor], inputs: Te
     """The modules whose every output lies on all paths from the input to the output of `run(inputs)`.
 
     Read off the autograd graph of one forward pass: in topological order a node is crossed by every path if and only
-    if no edge jumps over it. Modules that return something else than one tensor are passed over. Values play no role:
-    the pass may overflow.
+    if no edge jumps over it. Passed over are modules that return something else than one tensor, and those that return
+    their input: it may have other readers (a residual block's shortcut). Values play no role: the pass may overflow.
     """
     outputs: dict[nn.Module, Nodes] = {}
 
-    def record(module: nn.Module, _: Any, output: Any) -> None:
-        outputs.setdefault(module, []).append(output.grad_fn if isinstance(output, Tensor) else None)
+    def record(module: nn.Module, entering: tuple[Any, ...], output: Any) -> None:
+        passed_on = any(output is tensor for tensor in entering)
+        node = output.grad_fn if isinstance(output, Tensor) and not passed_on else None
+        outputs.setdefault(module, []).append(node)
 
     handles = [module.register_forward_hook(record) for module in net.modules()]
     try:

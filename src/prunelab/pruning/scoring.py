@@ -117,8 +117,8 @@ def score(
 
     Returns name -> tensor of the weight's shape, higher = keep. The network is unchanged.
     Further keywords: those of `Scoring` (loss, initial, generator, round).
-    Raises: PruningError if the criterion needs batches and there are none; ValueError if the scores do not have the
-    masks' names and shapes or are not finite.
+    Raises: PruningError if the criterion needs batches and there are none, or if scores are inf or NaN; ValueError if
+    the scores do not have the masks' names and shapes.
     """
     if masks is None:
         masks = Masks.dense(net, prunable_names(net))
@@ -133,12 +133,16 @@ def score(
         if values.shape != masks[name].shape:
             raise ValueError(f"{type(criterion).__name__} gave {name} scores of shape {tuple(values.shape)}")
         if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"{type(criterion).__name__} gave {name} scores that are inf or NaN")
+            raise PruningError(
+                f"{type(criterion).__name__} gave {name} scores that are inf or NaN: its weights are, or the signal "
+                "overflows in this network"
+            )
     return scores
 
 
 def _has_batches(batches: Iterable[Batch]) -> bool:
-    iterator = iter(batches)
-    if iterator is batches:
-        raise PruningError("scoring batches must be readable more than once: give a list, not a generator")
-    return next(iterator, None) is not None
+    with torch.random.fork_rng(devices=[]):  # data loaders draw when iteration starts
+        iterator = iter(batches)
+        if iterator is batches:
+            raise PruningError("scoring batches must be readable more than once: give a list, not a generator")
+        return next(iterator, None) is not None

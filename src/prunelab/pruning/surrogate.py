@@ -30,45 +30,16 @@ _WEIGHTED = {
 }
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm}
 _ACTIVATIONS = {
-    *(
-        F.relu,
-        F.relu_,
-        F.relu6,
-        F.leaky_relu,
-        F.leaky_relu_,
-        F.prelu,
-        F.rrelu,
-        F.elu,
-        F.elu_,
-        F.selu,
-        F.celu,
-        F.gelu,
-    ),
-    *(
-        F.silu,
-        F.mish,
-        F.hardswish,
-        F.hardsigmoid,
-        F.hardtanh,
-        F.hardtanh_,
-        F.hardshrink,
-        F.softshrink,
-        F.softplus,
-    ),
-    *(
-        F.softsign,
-        F.tanhshrink,
-        F.tanh,
-        F.sigmoid,
-        F.logsigmoid,
-        F.threshold,
-        F.softmax,
-        F.log_softmax,
-    ),
-    *(torch.relu, torch.relu_, torch.tanh, torch.sigmoid, torch.clamp, torch.clamp_min, torch.clamp_max),
-    *(torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax),
-    *(Tensor.relu, Tensor.relu_, Tensor.tanh, Tensor.tanh_, Tensor.sigmoid, Tensor.sigmoid_),
-    *(Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_max),
+    getattr(namespace, name + in_place)
+    for name in (
+        *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "threshold"),
+        *("tanh", "sigmoid", "logsigmoid", "softplus", "softsign", "tanhshrink", "hardshrink", "softshrink"),
+        *("hardtanh", "hardsigmoid", "hardswish", "clamp", "clamp_min", "clamp_max", "clip"),
+        *("softmax", "softmin", "log_softmax"),
+    )
+    for in_place in ("", "_")
+    for namespace in (F, torch, Tensor)
+    if hasattr(namespace, name + in_place)
 }
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 # nn.MaxPool and F.max_pool arrive here under the names that torch dispatches them to
@@ -81,6 +52,10 @@ _ADAPTIVE_MAX_POOLS = {
     **dict.fromkeys((F.adaptive_max_pool1d, torch.adaptive_max_pool1d), F.adaptive_avg_pool1d),
     F.adaptive_max_pool2d: F.adaptive_avg_pool2d,
     F.adaptive_max_pool3d: F.adaptive_avg_pool3d,
+}
+_UNFOLLOWABLE = {
+    *(F.scaled_dot_product_attention, F.multi_head_attention_forward),
+    *(F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices),
 }
 # where the affine factor of a norm stands, if it is not among the arguments called `weight`
 _POSITIONS = {
@@ -134,6 +109,8 @@ class PositiveLinear(TorchFunctionMode):
             return self._scale(**dict(zip(_POSITIONS[func], args, strict=False)), **kwargs)
         if func in _DROPOUTS or (func in _ACTIVATIONS and self.activations == "identity"):
             return args[0] if args else kwargs["input"]
+        if self.reachability and func in _UNFOLLOWABLE:
+            raise PruningError(f"paths through {func.__name__} cannot be followed")
         if self.reachability and func in _MAX_POOLS:
             return _average_instead(func, *args, **kwargs)
         if self.reachability and func in _ADAPTIVE_MAX_POOLS:
@@ -185,10 +162,10 @@ def _average_instead(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-    return_indices: bool = False,
+    **_: Any,
 ) -> Tensor:
-    if return_indices or any(step != 1 for step in (dilation if isinstance(dilation, Sequence) else [dilation])):
-        raise PruningError("max pooling with dilation or indices cannot be followed for reachability")
+    if any(step != 1 for step in (dilation if isinstance(dilation, Sequence) else [dilation])):
+        raise PruningError("max pooling with dilation cannot be followed")
     return _MAX_POOLS[pool](input, kernel_size, stride, padding, ceil_mode)
 
 
@@ -221,9 +198,11 @@ def surrogate_output(
 def check_linear(net: nn.Module, inputs: Tensor) -> None:
     """Whether the positive linear network exists: doubling its input doubles its output, bit for bit.
 
-    Tested with every weight replaced by an average over its inputs, so that no depth overflows.
+    Tested with every weight replaced by an average over its inputs, so that no depth overflows, and on inputs of
+    that shape which differ from place to place: attention over equal tokens would look linear.
     Raises: PruningError naming the innermost modules at fault (attention, squeeze-excitation, additive embeddings).
     """
+    inputs = torch.linspace(0.5, 1, inputs.numel(), dtype=inputs.dtype, device=inputs.device).view_as(inputs)
     averages = {
         name: torch.full_like(parameter, parameter.shape[0] / parameter.numel(), dtype=inputs.dtype)
         if parameter.dim() > 1

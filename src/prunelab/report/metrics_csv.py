@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from prunelab.report.epoch_metrics import METRICS, epoch_metrics
 
-COLUMNS = ("epoch", "step", "lr", *METRICS)
+COLUMNS = ("epoch", "step", *METRICS)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, str]]:

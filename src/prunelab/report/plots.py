@@ -109,7 +109,8 @@ def conservation_figure(means: Mapping[str, float], sizes: Mapping[str, int], ti
             )
     axes.set(xscale="log", yscale="log", xlabel="weights in the layer", ylabel="mean score", title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if drawn:
+        axes.legend()
     return figure, slope
 
 

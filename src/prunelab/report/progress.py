@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunelab.pruning import Masks
 from prunelab.pruning.preflight import Preflight
-from prunelab.report.epoch_metrics import METRICS, epoch_metrics
+from prunelab.report.epoch_metrics import epoch_metrics
 
 
 class PruningProgress(Callback):
@@ -82,7 +82,7 @@ class PruningProgress(Callback):
 class EpochLines(Callback):
     """One line per epoch on the standard output, for logs and pipes, where a bar would be noise.
 
-    epoch 3/160  train_loss 1.2041  train_accuracy 0.5625  val_loss ...  val_accuracy ...  lr 0.1  12.3 s
+    epoch 3/160  lr 0.1  train_loss 1.204  train_accuracy 0.5625  val_loss ...  val_accuracy ...  12.3 s
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,6 @@ class EpochLines(Callback):
             return
         of_epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         parts = [f"epoch {trainer.current_epoch + 1}{of_epochs}"]
-        parts += [f"{name} {values[name]:.4f}" for name in METRICS if name in values]
-        parts += [f"lr {values['lr']:.6g}"] if "lr" in values else []
+        parts += [f"{name} {value:.{6 if name == 'lr' else 4}g}" for name, value in values.items()]
         parts += [f"{time.perf_counter() - self._started:.1f} s"]
         print("  ".join(parts), flush=True)

@@ -22,6 +22,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from prunelab.pruning import Masks
 from prunelab.pruning.preflight import Preflight
+from prunelab.report.hparams import run_hparams
 from prunelab.report.plots import (
     conservation_figure,
     density_rounds_figure,
@@ -44,6 +45,7 @@ FINAL_METRICS = (
     "macs_dense",
     "macs_masked",
     "leaked_weights",
+    "epochs",
 )
 
 
@@ -137,25 +139,25 @@ class PruningSummary(Callback):
 
 
 @rank_zero_only
-def write_hparams(logger: Logger | None, hparams: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Fill TensorBoard's hparams tab: `hparams` (may be nested), and the end of the run from its `record`.
+def write_hparams(logger: Logger | None, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Fill TensorBoard's hparams tab: what the run was asked to do, from its resolved `config`, and how it ended.
 
-    Call it after the test. The values are scalars `final/<name>` of the run itself (FINAL_METRICS and the
-    number of `dead_layers`; what is None in the record is left out), so the tab and the event files cannot
-    disagree. TensorBoard keeps only the first hyperparameters that a run's log declares: give the
-    TensorBoardLogger `default_hp_metric=False`, or Lightning declares its own when training starts and these
-    are ignored. For the same reason the columns of a directory of runs are those of the run it reads first:
-    pass the same keys for every run. Loggers other than TensorBoard's are left alone.
+    Call it after the test. The end is the scalars `final/<name>` of the run itself (FINAL_METRICS and the number of
+    `dead_layers`; what is None in the record is left out), so the tab and the event files cannot disagree.
+    TensorBoard keeps only the first hyperparameters that a run declares: give the TensorBoardLogger
+    `default_hp_metric=False`, or Lightning declares its own when training starts and these are ignored. For the same
+    reason all runs have the same columns (`run_hparams`). Loggers other than TensorBoard's are left alone.
     """
     if not isinstance(logger, TensorBoardLogger):
         return
     metrics = {name: record[name] for name in FINAL_METRICS if record.get(name) is not None}
     metrics["dead_layers"] = len(record["collapsed_layers"])
     values = {f"final/{name}": float(value) for name, value in metrics.items()}
+    hparams = {"density_requested": record["density_requested"], **run_hparams(config)}
     writer = logger.experiment
     for tag, value in values.items():
         writer.add_scalar(tag, value, record["epochs"])  # opens the file again that the end of fit closed
-    for summary in hparams_summaries(_flat(hparams), values):
+    for summary in hparams_summaries(hparams, values):
         writer.file_writer.add_summary(summary)
     writer.close()
 
@@ -236,17 +238,6 @@ def _spread(names: list[str], at_most: int) -> list[str]:
     if len(names) <= at_most:
         return names
     return [names[int(place)] for place in np.linspace(0, len(names) - 1, at_most)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings become dotted keys; what the tab has no type for becomes text."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
 
 
 def _optional(value: float | None) -> str:

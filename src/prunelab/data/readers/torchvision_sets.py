@@ -37,7 +37,7 @@ def read_fashion_mnist(data_dir: str | Path = "data", download: bool = True) -> 
 def _read(dataset: Any, data_dir: str | Path, download: bool, folder: str, url: str) -> ImageArrays:
     try:
         train, test = (dataset(data_dir, train=is_train, download=download) for is_train in (True, False))
-    except (OSError, RuntimeError, HTTPException) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, HTTPException) as error:  # or a damaged file
         tried = url if download else "no download, as download is false"
         raise unavailable(dataset.__name__, tried, Path(data_dir, folder), error) from error
     return ImageArrays(

@@ -54,13 +54,13 @@ class SynFlow:
 
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
         dtype = torch.float64 if self.precision == "float64" else torch.float32
-        inputs = self._inputs(scoring, dtype)
         power = 2 if self.objective == "l2" else 1
         weights = {
             name: (weight.to(dtype).abs() ** power).masked_fill_(~scoring.masks[name], 0).requires_grad_()
             for name, weight in scoring.weights().items()
         }
         with evaluation_mode(scoring.net):
+            inputs = self._inputs(scoring, dtype)
             if scoring.round == 0 and self.activations == "identity":
                 check_linear(scoring.net, inputs)
             tensors = surrogate_tensors(scoring.net, weights, dtype, power)

@@ -1,0 +1,28 @@
+# make run    sets everything up, then prunes and trains on data that ships
+# make test   sets everything up, then formats, types and runs the tests
+# make setup  only the environment, in .venv
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test setup check
+run: setup
+	$(BIN)/python train.py --config quickstart.yaml
+
+test: check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: .venv/installed
+
+# made last, so that an installation that broke off is begun again
+.venv/installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "prunelab needs Python 3.11 or 3.12: make PYTHON=python3.12"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --no-deps lightning-bolts==0.7.0  # asks for Lightning < 2, see prunelab/compat/bolts.py
+	touch $@
