@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,10 +54,3 @@ def test_digits() -> None:
     assert module.image_shape == (1, 8, 8)
     assert module.num_classes == 10
     assert (len(module.train_indices), len(module.val_indices)) == (1237, 200)
-
-
-def test_import_prints_nothing() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import prunelab.data"], capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")

@@ -234,7 +234,10 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 
 
 class SaveEverywhere(pl.Callback):
-    """A checkpoint at every moment at which a run might save one."""
+    """A checkpoint at every moment at which a run might save one.
+
+    Not on_train_epoch_start: Lightning 2.6 resumes from there with the batch counts of the epoch before.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -245,9 +248,6 @@ class SaveEverywhere(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         self.save(trainer, "train-start")
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        self.save(trainer, "epoch-start")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         self.save(trainer, "batch-end")

@@ -96,9 +96,8 @@ class TensorLoader:
         return self.indices[torch.randperm(len(self.indices), generator=generator)]
 
     def _batch(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.images.index_select(0, samples).to(
-            self.device
-        )  # many times faster than [samples] on a CPU
+        # on a CPU index_select copies whole pictures: many times faster than images[samples]
+        images = self.images.index_select(0, samples).to(self.device)
         labels = self.labels[samples].to(self.device)
         if self.augment is not None:
             images = self.augment(images, samples.to(self.device), self.epoch)
