@@ -3,7 +3,6 @@
 Help and simple mistakes are answered before anything heavy is imported; `prunelab.cli` does the rest.
 """
 
-import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -11,19 +10,20 @@ from pathlib import Path
 if importlib.util.find_spec("prunelab") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from prunelab.command_line import Command, read_or_answer
-
 
 def main(argv: list[str]) -> int:
     """Do what the command line `argv` asks for; returns the exit code."""
-    command = read_or_answer(argv)
-    if not isinstance(command, Command):
-        return command
-    gc.disable()  # the imports make many objects and no garbage
-    from prunelab import cli
+    try:
+        from prunelab.command_line import Command, read_or_answer
 
-    gc.enable()
-    return cli.run_command(command)
+        command = read_or_answer(argv)
+        if not isinstance(command, Command):
+            return command
+        from prunelab.cli import run_command
+    except ModuleNotFoundError as error:
+        print(f"train.py: error: {error}; `make` installs what is needed, see README.md", file=sys.stderr)
+        return 2
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 from argparse import ArgumentError
 from collections.abc import Iterator
 from copy import deepcopy
+from inspect import signature
 from typing import Any
 
 from jsonargparse import Namespace
@@ -18,9 +19,9 @@ from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from prunelab.command_line import Command, fail, read_or_answer
+from prunelab.command_line import Command, fail, read_or_answer, short_help
 from prunelab.compat.bolts import load_bolts
-from prunelab.config import Config
+from prunelab.config import Config, section
 from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.run import run
@@ -31,7 +32,7 @@ from prunelab.pruning.errors import PruningError
 from prunelab.training import Classifier, PruningAtInit
 
 USER_ERRORS = (CommandError, PruningError, DataError, ModelError, RunError, MisconfigurationException)
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def main(argv: list[str]) -> int:
@@ -43,10 +44,10 @@ def main(argv: list[str]) -> int:
 def run_command(command: Command) -> int:
     """Do what `command` asks for; returns the exit code: 2 for the user's errors, 130 when interrupted."""
     try:
-        parser = build_parser()
         if command.action == "help_all":
-            print(parser.format_help() + _keys_of_short_names())
+            print(_long_help())
             return 0
+        parser = build_parser()
         config = resolve(parser, command.config)
         if command.action == "print_config":
             print(parser.dump(config, skip_unset=False), end="")
@@ -55,24 +56,22 @@ def run_command(command: Command) -> int:
     except USER_ERRORS as error:
         return fail(error)
     except OSError as error:
-        if error.errno in DISK_ERRORS:
-            return fail(error)
-        raise
+        if error.errno not in DISK_ERRORS:
+            raise
+        return fail(f"{error.filename or 'output_dir'}: {error.strerror}")
     except KeyboardInterrupt:
         return 130
 
 
 def build_parser() -> LightningArgumentParser:
     """The parser of a resolved config."""
-    parser = LightningArgumentParser(
-        prog="train.py", description="Prune at initialisation, then train.", exit_on_error=False
-    )
-    parser.add_argument("--seed_everything", type=int, default=0, help="seed of all random draws")
-    parser.add_argument("--output_dir", type=str, default="runs", help="where the run directory is made")
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to go on from")
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=int, default=0)
+    parser.add_argument("--output_dir", type=str, default="runs")
+    parser.add_argument("--ckpt_path", type=str | None, default=None)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(Classifier, "model")
-    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+    parser.add_argument("--data", type=LightningDataModule, required=True)
     parser.add_lightning_class_args(PruningAtInit, "pruning")
     return parser
 
@@ -83,7 +82,7 @@ def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
     Raises: CommandError for whatever has no place or the wrong type.
     """
     config = deepcopy(config)
-    _keep_data_shape(config.get("model", {}).get("net"))
+    _keep_data_shape(section(config, "model.net"))
     if any(text.startswith("pl_bolts.") for text in _texts(config)):
         try:
             load_bolts()
@@ -92,8 +91,7 @@ def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
     try:
         return parser.parse_object(deepcopy(config))
     except ArgumentError as error:
-        keys = [action.dest for action in parser._actions if not action.dest.endswith(".help")]
-        raise CommandError(explain(str(error), config, keys)) from None
+        raise CommandError(explain(str(error), config, parser.get_defaults().keys())) from None
 
 
 def _run(name: str, parser: LightningArgumentParser, config: Namespace) -> int:
@@ -107,12 +105,11 @@ def _run(name: str, parser: LightningArgumentParser, config: Namespace) -> int:
     return run(name=name, config=plain, instantiate=instantiate, ckpt_path=ckpt_path, output_dir=output_dir)
 
 
-def _keep_data_shape(net: Any) -> None:
-    """Give a network that replaced another what that one knew of the data's shape, if it takes it."""
-    if isinstance(net, dict) and (former := net.pop("former", None)):
+def _keep_data_shape(net: Config) -> None:
+    """Give a network that replaced another what that one was told about the data, as far as it takes it."""
+    if former := net.pop("former", None):
         accepted = keys_of(net["class_path"])
-        kept = {key: value for key, value in former.items() if key in accepted}
-        net["init_args"] = kept | net.get("init_args", {})
+        net["init_args"] = {key: former[key] for key in former if key in accepted} | net["init_args"]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -124,9 +121,15 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _keys_of_short_names() -> str:
-    lines = []
+def _long_help() -> str:
+    """The short help, every key with its type and default, and the keys of whatever has a short name."""
+    defaults = build_parser().get_defaults()
+    lines = [short_help(), "", *(f"  --{key} = {value}" for key, value in defaults.items() if "." not in key)]
+    for group, target in (("model", Classifier), ("pruning", PruningAtInit), ("trainer", Trainer)):
+        parameters = signature(target, eval_str=True).parameters.values()
+        lines += ["", *(f"  --{group}.{parameter}" for parameter in parameters)]
     for slot, table in SHORT_NAMES.items():
-        lines.append(f"\n--{slot}, by short name:")
-        lines += [f"  {short:<16} {' '.join(keys_of(path))}" for short, path in table.items()]
+        lines.append(f"\n  --{slot}.KEY, by short name")
+        ours = {short: path for short, path in table.items() if not path.startswith("pl_bolts.")}
+        lines += [f"    {short:<16} {' '.join(keys_of(path))}" for short, path in ours.items()]
     return "\n".join(lines)

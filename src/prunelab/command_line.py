@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import yaml
@@ -65,9 +66,7 @@ def read_command(argv: list[str]) -> Command:
         return Command(action, "", {})
     paths = [find_config(value) for key, value in options if key == "--config"]
     settings = [(key[2:], value) for key, value in options if key not in ACTIONS and key != "--config"]
-    # what names a class goes before that class's keys, in whatever order they were typed
-    settings.sort(key=lambda setting: (setting[0] not in SHORT_NAMES, setting[0].count(".")))
-    layers = [_layer(key, value) for key, value in settings]
+    layers = [_layer(key, value) for key, value in _classes_first(settings)]
     check_one_spelling(layers)
     config: Config = {}
     for layer in [*map(read_config, paths), *layers]:
@@ -88,7 +87,7 @@ def read_or_answer(argv: list[str]) -> Command | int:
     return command
 
 
-def fail(error: Exception) -> int:
+def fail(error: Exception | str) -> int:
     """Say what is wrong in one line on stderr; returns the exit code of user errors."""
     print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
@@ -97,7 +96,10 @@ def fail(error: Exception) -> int:
 def short_help() -> str:
     """The help that fits a screen."""
     configs = "\n".join(f"  {path.name:<36} {_claim(path)}" for path in sorted(CONFIGS.glob("*.yaml")))
-    names = "\n".join(f"  {'--' + slot:<22} {' '.join(table)}" for slot, table in SHORT_NAMES.items())
+    names = "\n".join(
+        fill(" ".join(table), 100, initial_indent=f"  --{slot:<20} ", subsequent_indent=" " * 25)
+        for slot, table in SHORT_NAMES.items()
+    )
     return HELP.format(configs=configs, names=names)
 
 
@@ -117,6 +119,20 @@ def _options(argv: list[str]) -> Iterator[tuple[str, str]]:
             if value.startswith("--"):
                 raise CommandError(f"{key} needs a value")
             yield key, value
+
+
+def _classes_first(settings: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What names a class goes before the keys of that class, in whatever order they were typed.
+
+    Only lists that are appended to stay in order: `callbacks+=A callbacks.key=1 callbacks+=B callbacks.key=2`.
+    """
+    lists = tuple(key.removesuffix("+") for key, _ in settings if key.endswith("+"))
+
+    def rank(setting: tuple[str, str]) -> tuple[bool, int]:
+        key = setting[0]
+        return key not in SHORT_NAMES, 0 if key.startswith(lists) else key.count(".")
+
+    return sorted(settings, key=rank)
 
 
 def _layer(key: str, text: str) -> Config:

@@ -85,17 +85,17 @@ def overlay(base: Config, layer: Config) -> Config:
     naming another criterion drops `pruning.rounds` too.
     """
     base = deepcopy(base)
-    pruning = _at(base, "pruning")
+    pruning = section(base, "pruning")
     if _spellings(layer):
         for spelling in DENSITY_SPELLINGS:
             pruning.pop(spelling, None)
-    if _names_another(_at(base, "pruning.criterion"), _at(layer, "pruning.criterion")):
+    if _names_another(section(base, "pruning.criterion"), section(layer, "pruning.criterion")):
         pruning.pop("rounds", None)
-    net = _at(base, "model.net")
+    net = section(base, "model.net")
     former = net.get("former", {}) | {
         key: net["init_args"][key] for key in DATA_SHAPE if key in net.get("init_args", {})
     }
-    replaced = _names_another(net, _at(layer, "model.net"))
+    replaced = _names_another(net, section(layer, "model.net"))
     joined: Config = _on_top(base, layer)
     if replaced and former:
         joined["model"]["net"]["former"] = former
@@ -123,6 +123,14 @@ def check_config(config: Config) -> None:
     checkpoint = config.get("ckpt_path")
     if checkpoint is not None and not Path(str(checkpoint)).is_file():
         raise CommandError(f"ckpt_path: no file {checkpoint}")
+
+
+def section(config: Mapping[str, Any], path: str) -> Config:
+    """The dict at a dotted path, an empty one if there is none."""
+    found: Any = config
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, dict) else {}
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,7 +172,7 @@ def _on_top(old: Any, new: Any) -> Any:
         new = {"init_args": new}
     joined = dict(old)
     for key, value in new.items():
-        if key.endswith("+"):
+        if isinstance(key, str) and key.endswith("+"):
             joined[key[:-1]] = _listed(joined.get(key[:-1])) + _listed(value)
         else:
             joined[key] = _on_top(joined.get(key), value)
@@ -175,16 +183,8 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _at(config: Mapping[str, Any], path: str) -> Config:
-    """The dict at a dotted path, an empty one if there is none."""
-    found: Any = config
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, dict) else {}
-
-
 def _spellings(config: Config) -> list[str]:
-    pruning = _at(config, "pruning")
+    pruning = section(config, "pruning")
     return [spelling for spelling in DENSITY_SPELLINGS if pruning.get(spelling) is not None]
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from prunelab.config import Config, section
 from prunelab.names import SHORT_NAMES, nearest, short_name
 
 _VALUE = r"(.*?)(?:\. Got value|\n|$)"
 
 
-def explain(message: str, config: dict[str, Any], keys: Iterable[str]) -> str:
+def explain(message: str, config: Config, keys: Iterable[str]) -> str:
     """One line for `message`, which was raised about `config` by a parser with the dotted `keys`."""
     place = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     if found := re.search(r"(?:Group '([\w.]+)' does not accept o|O)ption '([^']+)'", message):
@@ -47,32 +47,24 @@ def keys_of(class_path: str) -> list[str]:
         return []
 
 
-def _unknown_key(key: str, config: dict[str, Any], keys: Iterable[str]) -> str:
-    parent, _, last = key.rpartition(".")
-    class_paths = {slot: path for slot in SHORT_NAMES if (path := _class_path(config, slot))}
-    if parent in class_paths:
-        accepted = keys_of(class_paths[parent])
-        takes = f"{short_name(parent, class_paths[parent])} takes {', '.join(accepted) or 'no keys'}"
-        return f"unknown key {key}{nearest(last, accepted) or ';'} {takes}"
+def _unknown_key(key: str, config: Config, keys: Iterable[str]) -> str:
+    group, _, last = key.rpartition(".")
+    class_paths = {slot: path for slot in SHORT_NAMES if (path := section(config, slot).get("class_path"))}
+    if group in class_paths:
+        accepted = keys_of(class_paths[group])
+        takes = f"{short_name(group, class_paths[group])} takes {', '.join(accepted) or 'no keys'}"
+        return f"unknown key {key}{nearest(last, accepted, prefix=f'{group}.') or ';'} {takes}"
     inner = [f"{slot}.{inner}" for slot, path in class_paths.items() for inner in keys_of(path)]
     return f"unknown key {key}{_nearest_key(key, [*keys, *inner]) or '; --help_all lists all keys'}"
 
 
 def _nearest_key(key: str, keys: list[str]) -> str:
     """A hint at a similar key of the same group, or else the same key of another group, or else any similar key."""
-    group, _, last = key.rpartition(".")
-    siblings = [known for known in keys if known.rpartition(".")[0] == group]
-    if hint := nearest(last, [known.rpartition(".")[2] for known in siblings]):
-        return hint.replace("mean ", f"mean {group}." if group else "mean ")
+    group, dot, last = key.rpartition(".")
+    siblings = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == group]
     namesakes = [known for known in keys if known.rpartition(".")[2] == last]
-    return nearest(key, namesakes, cutoff=0) or nearest(key, [] if siblings else keys)
-
-
-def _class_path(config: dict[str, Any], slot: str) -> str | None:
-    group, _, key = slot.rpartition(".")
-    holder = config.get(group) if group else config
-    value = holder.get(key) if isinstance(holder, dict) else None
-    return value.get("class_path") if isinstance(value, dict) else None
+    hint = nearest(last, siblings, prefix=group + dot) or nearest(key, namesakes, cutoff=0)
+    return hint or nearest(key, [] if siblings else keys)
 
 
 def _types(types: str, value: str) -> str:

@@ -77,10 +77,10 @@ def short_name(slot: str, path: str) -> str:
     return next((short for short, known in SHORT_NAMES[slot].items() if known == path), path.rpartition(".")[2])
 
 
-def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
-    """', did you mean ...?' with the most similar of `words`, or nothing when none is similar enough."""
+def nearest(word: str, words: Iterable[str], prefix: str = "", cutoff: float = 0.6) -> str:
+    """', did you mean <prefix><the most similar of words>?', or nothing when none is similar enough."""
     matches = get_close_matches(word, list(words), n=1, cutoff=cutoff)
-    return f", did you mean {matches[0]}?" if matches else ""
+    return f", did you mean {prefix}{matches[0]}?" if matches else ""
 
 
 def _plain(name: str) -> str:
