@@ -147,3 +147,27 @@ def record() -> dict[str, Any]:
         "zero_score_share": 0.0,
         "shortcut_density": None,
     }
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    """A resolved config, as a run writes it (shortened)."""
+    return {
+        "seed_everything": 0,
+        "trainer": {"max_epochs": 3, "precision": "32-true", "devices": "auto"},
+        "model": {
+            "net": {"class_path": "prunelab.models.resnet20", "init_args": {"num_classes": 10, "width": 1}},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "weight_decay": 1e-4}},
+            "lr_scheduler": None,
+        },
+        "data": {"class_path": "prunelab.data.digits", "init_args": {"batch_size": 64, "seed": None}},
+        "pruning": {
+            "criterion": {"class_path": "prunelab.pruning.criteria.SynFlow", "init_args": {"rounds": 100}},
+            "density": 0.1,
+            "rounds": None,
+            "schedule": "exponential",
+            "scope": "global",
+            "allocation": None,
+            "min_layer_density": 0.0,
+        },
+    }

@@ -28,38 +28,35 @@ def layer_name(parameter: str) -> str:
 def layer_densities_figure(runs: Mapping[str, Mapping[str, float]]) -> Figure:
     """Bars of the density of every layer, on a log axis, one colour per run (label -> layer -> density).
 
-    Layers stand in the order of the first run. A collapsed layer has no bar but a red mark at the foot.
+    Layers stand in the order of the first run, input at the top. A collapsed layer has a red mark in place of a bar.
     """
     layers = list(dict.fromkeys(layer for densities in runs.values() for layer in densities))
-    figure = Figure(figsize=(min(4 + 0.3 * len(layers), 20), 4.8), dpi=DPI, layout="constrained")
+    figure = _figure_of_rows(len(layers))
     axes = figure.subplots()
     positive = [density for densities in runs.values() for density in densities.values() if density > 0]
     floor = 10.0 ** np.floor(np.log10(min(positive, default=0.1)) - 0.01)
-    width = 0.8 / len(runs)
+    height = 0.8 / len(runs)
     for position, (label, densities) in enumerate(runs.items()):
-        x = np.arange(len(layers)) + (position - (len(runs) - 1) / 2) * width
-        heights = np.array([densities.get(layer, np.nan) for layer in layers])
-        axes.bar(x, np.maximum(heights, floor) - floor, width, bottom=floor, label=label)
-        dead = heights == 0
-        if dead.any():
-            axes.plot(x[dead], np.full(dead.sum(), floor), "v", color=COLLAPSED, clip_on=False, zorder=3)
-    axes.set_yscale("log")
-    axes.set_ylim(floor, 1.1)
-    axes.set_xlim(-0.7, len(layers) - 0.3)
-    axes.set_ylabel("density (kept / weights)")
-    _name_ticks(axes, "x", layers, at_most=60)
-    axes.grid(axis="y", alpha=0.3)
+        rows = np.arange(len(layers)) + (position - (len(runs) - 1) / 2) * height
+        values = np.array([densities.get(layer, np.nan) for layer in layers])
+        axes.barh(rows, np.maximum(values, floor) - floor, height, left=floor, label=label)
+        dead = values == 0
+        if dead.any():  # the layout would leave room for an empty line at the figure's corner
+            axes.plot(np.full(dead.sum(), floor), rows[dead], ">", color=COLLAPSED, clip_on=False, zorder=3)
+    axes.set_xscale("log")
+    axes.set(xlim=(floor, 1.1), ylim=(len(layers) - 0.4, -0.6), xlabel="density of the layer (kept / weights)")
+    _name_rows(axes, layers)
+    axes.grid(axis="x", alpha=0.3)
     if len(runs) > 1:
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(len(runs), 3))
     else:
-        axes.set_title(f"density of each layer: {next(iter(runs))}")
+        axes.set_title(next(iter(runs)))
     return figure
 
 
 def density_rounds_figure(layers: Sequence[str], densities: np.ndarray) -> Figure:
     """Heat map of the densities [rounds, layers], rounds from left to right; collapsed layers are red."""
-    num_rounds = len(densities)
-    figure = Figure(figsize=(9, min(2 + 0.24 * len(layers), 16)), dpi=DPI, layout="constrained")
+    figure = _figure_of_rows(len(layers))
     axes = figure.subplots()
     kept = np.ma.masked_less_equal(densities.T, 0)
     lowest = min(float(kept.min()), 0.5) if kept.count() else 0.5
@@ -69,13 +66,13 @@ def density_rounds_figure(layers: Sequence[str], densities: np.ndarray) -> Figur
         interpolation="nearest",
         norm=LogNorm(lowest, 1),
         cmap="viridis",
-        extent=(0.5, num_rounds + 0.5, len(layers) - 0.5, -0.5),
+        extent=(0.5, len(densities) + 0.5, len(layers) - 0.5, -0.5),
     )
     axes.set_facecolor(COLLAPSED)  # seen through the masked cells
-    _name_ticks(axes, "y", layers, at_most=60)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _name_rows(axes, layers)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set(xlabel="round", title="density of each layer after each round")
-    figure.colorbar(image, ax=axes, label="density of the layer (red: 0)")
+    figure.colorbar(image, ax=axes, location="bottom", aspect=40, pad=0.02, label="density (red: 0)")
     return figure
 
 
@@ -122,20 +119,22 @@ def kernel_masks_figure(name: str, mask: Tensor) -> Figure:
     """
     out_channels, in_channels, height, width = mask.shape
     kept = mask.cpu().numpy()
-    tiled = max(out_channels * (height + 1), in_channels * (width + 1)) <= MASK_PIXELS
+    scale = min((MASK_PIXELS // out_channels - 1) // height, (MASK_PIXELS // in_channels - 1) // width)
+    tiled = scale > 0
     if tiled:
-        tiles = np.full((out_channels, in_channels, height + 1, width + 1), 2)  # 2: the grid between kernels
-        tiles[:, :, :height, :width] = kept
-        pixels = tiles.transpose(0, 2, 1, 3).reshape(out_channels * (height + 1), in_channels * (width + 1))
+        tile_height, tile_width = height * scale + 1, width * scale + 1  # with a line of the grid
+        tiles = np.full((out_channels, in_channels, tile_height, tile_width), 2)
+        tiles[:, :, :-1, :-1] = kept.repeat(scale, axis=2).repeat(scale, axis=3)
+        pixels = tiles.transpose(0, 2, 1, 3).reshape(out_channels * tile_height, in_channels * tile_width)
     else:
         pixels = kept.sum(axis=(2, 3))
-    scale = max(1, MASK_PIXELS // max(pixels.shape))
-    pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+        scale = max(1, MASK_PIXELS // max(pixels.shape))
+        pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
 
     # The axes are exactly as many pixels as the picture: any other size would make uneven tiles.
-    left, bottom, top, right = 60, 50, 50, 20
+    left, bottom, top, right = 60, 50, 56, 20
     num_rows, num_columns = pixels.shape
-    total_width, total_height = max(left + num_columns + right, 420), bottom + num_rows + top
+    total_width, total_height = max(left + num_columns + right, 400), bottom + num_rows + top
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
     axes = figure.add_axes(
         (left / total_width, bottom / total_height, num_columns / total_width, num_rows / total_height)
@@ -160,14 +159,15 @@ def kernel_masks_figure(name: str, mask: Tensor) -> Figure:
         f"{layer_name(name)}: {height} x {width} kernels{shade}\n"
         f"{int(kept.sum()):,} of {kept.size:,} kept, density {kept.mean():.4g}",
         va="top",
-        fontsize=10,
+        fontsize=11,
     )
     return figure
 
 
-def _name_ticks(axes: Axes, which: str, layers: Sequence[str], at_most: int) -> None:
+def _figure_of_rows(num_layers: int) -> Figure:
+    return Figure(figsize=(7, min(2 + 0.26 * num_layers, 18)), dpi=DPI, layout="constrained")
+
+
+def _name_rows(axes: Axes, layers: Sequence[str], at_most: int = 60) -> None:
     step = -(-len(layers) // at_most)
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks(range(0, len(layers), step), [layer_name(layer) for layer in layers[::step]], fontsize=8)
-    if which == "x":
-        axes.tick_params(axis="x", rotation=90)
+    axes.yaxis.set_ticks(range(0, len(layers), step), [layer_name(layer) for layer in layers[::step]])

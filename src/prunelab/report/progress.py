@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from prunelab.pruning import Masks
-from prunelab.pruning.preflight import Preflight
 from prunelab.report.epoch_metrics import epoch_metrics
 
 
@@ -38,17 +37,8 @@ class PruningProgress(Callback):
             self._start(num_rounds)
         if self._bar is not None:
             self._bar.update(self._task, completed=index + 1, density=f"{masks.density:.4g}")
-
-    def on_pruned(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        preflight: Preflight,
-        scores: dict[str, Tensor],
-        masks: Masks,
-    ) -> None:
-        self._stop()
-        if trainer.is_global_zero:
+        if index == num_rounds - 1:
+            self._stop()
             kept = f"{masks.num_kept:,} of {masks.num_weights:,} weights kept"
             self._print(f"pruned: {kept}, density {masks.density:.6g}")
 
@@ -82,7 +72,7 @@ class PruningProgress(Callback):
 class EpochLines(Callback):
     """One line per epoch on the standard output, for logs and pipes, where a bar would be noise.
 
-    epoch 3/160  lr 0.1  train_loss 1.204  train_accuracy 0.5625  val_loss ...  val_accuracy ...  12.3 s
+    epoch 3/160  lr 0.1  train_loss 1.2041  train_accuracy 0.5625  val_loss ...  val_accuracy ...  12.3 s
     """
 
     def __init__(self) -> None:
@@ -102,6 +92,6 @@ class EpochLines(Callback):
             return
         of_epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         parts = [f"epoch {trainer.current_epoch + 1}{of_epochs}"]
-        parts += [f"{name} {value:.{6 if name == 'lr' else 4}g}" for name, value in values.items()]
+        parts += [f"{name} {value:.6g}" if name == "lr" else f"{name} {value:.4f}" for name, value in values.items()]
         parts += [f"{time.perf_counter() - self._started:.1f} s"]
         print("  ".join(parts), flush=True)

@@ -19,11 +19,15 @@ def run_table(record: Mapping[str, Any], run_dir: str, evaluated: Mapping[str, f
     lines = [title, "", *_budget_lines(record), ""]
     rows = {
         "density requested": f"{record['density_requested']:.6g}",
-        "effective density": _number(record.get("effective_density")) + "  (kept weights on a kept input-output path)",
+        "effective density": _number(record["effective_density"], "not defined")
+        + "  (kept weights on a kept input-output path)",
         "dead layers": _dead_layers(record["collapsed_layers"]),
         "validation accuracy": _number(record.get("val_accuracy")),
         "test accuracy": _number(record.get("test_accuracy")),
     }
+    if record.get("best_epoch") is not None:
+        best = f"{_number(record['test_accuracy_best'])}  (epoch {record['best_epoch']}, chosen on validation data)"
+        rows["at the best epoch"] = best
     rows |= {f"{name} anew": _number(value) for name, value in (evaluated or {}).items()}
     dense, masked = record["macs_dense"], record["macs_masked"]
     rows |= {
@@ -43,7 +47,7 @@ def compare_table(records: Iterable[Mapping[str, Any]]) -> str:
     columns = {
         "criterion": lambda r: r["criterion"],
         "density": lambda r: f"{r['density']:.6g}",
-        "effective density": lambda r: _number(r.get("effective_density")),
+        "effective density": lambda r: _number(r["effective_density"], "not defined"),
         "dead layers": lambda r: str(len(r["collapsed_layers"])),
         "val accuracy": lambda r: _number(r.get("val_accuracy")),
         "test accuracy": lambda r: _number(r.get("test_accuracy")),
@@ -81,5 +85,5 @@ def _dead_layers(names: list[str]) -> str:
     return f"{len(names)}: {', '.join(names)}" if names else "none"
 
 
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"
+def _number(value: float | None, missing: str = "not measured") -> str:
+    return missing if value is None else f"{value:.4f}"

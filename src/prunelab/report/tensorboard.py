@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
@@ -37,13 +39,15 @@ MAX_HISTOGRAMS = 32  # layers with score histograms
 MAX_MASKS = 24  # convolutions with a picture of their mask
 HISTOGRAM_ROUNDS = 5
 HISTOGRAM_BINS = 40
-FINAL_METRICS = (
+HEADLINES = ("criterion", "data", "density_requested", "net", "seed")
+FINAL_METRICS = (  # in this order in the tab, which shows the first five at once
     "test_accuracy",
-    "val_accuracy",
     "density",
     "effective_density",
-    "macs_dense",
     "macs_masked",
+    "dead_layers",
+    "val_accuracy",
+    "macs_dense",
     "leaked_weights",
     "epochs",
 )
@@ -114,10 +118,10 @@ class PruningSummary(Callback):
         if len(self._rounds) > 1:
             densities = np.array([list(summary["densities"].values()) for summary in self._rounds])
             _add_figure(writer, "pruning/density_over_rounds", density_rounds_figure(list(masks), densities))
-        bars = layer_densities_figure({f"{masks.density:.4g} of all weights kept": masks.layer_densities()})
+        bars = layer_densities_figure({f"density of each layer, {masks.density:.4g} overall": masks.layer_densities()})
         _add_figure(writer, "pruning/density_of_layers", bars)
         for name in _spread([name for name in masks if masks[name].ndim == 4], MAX_MASKS):
-            _add_figure(writer, f"masks/{layer_name(name)}", kernel_masks_figure(name, masks[name]))
+            _add_figure(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_figure(name, masks[name]))
         writer.flush()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,32 +136,30 @@ class PruningSummary(Callback):
     def _write_conservation(self, writer: SummaryWriter, scores: dict[str, Tensor]) -> None:
         means = {name: float(score.double().mean()) for name, score in scores.items()}
         sizes = {name: score.numel() for name, score in scores.items()}
-        figure, slope = conservation_figure(means, sizes, "Mean score of each layer in the first round")
+        figure, _ = conservation_figure(means, sizes, "mean score of each layer in the first round")
         _add_figure(writer, "pruning/score_and_layer_size", figure)
-        if np.isfinite(slope):
-            writer.add_scalar("pruning/score_size_slope", slope, 0)
 
 
 @rank_zero_only
 def write_hparams(logger: Logger | None, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Fill TensorBoard's hparams tab: what the run was asked to do, from its resolved `config`, and how it ended.
 
-    Call it after the test. The end is the scalars `final/<name>` of the run itself (FINAL_METRICS and the number of
-    `dead_layers`; what is None in the record is left out), so the tab and the event files cannot disagree.
+    Call it after the test. The end is the scalars `final/<name>` of the run itself (FINAL_METRICS; what is None in
+    the record is left out), so the tab and the event files cannot disagree.
     TensorBoard keeps only the first hyperparameters that a run declares: give the TensorBoardLogger
     `default_hp_metric=False`, or Lightning declares its own when training starts and these are ignored. For the same
     reason all runs have the same columns (`run_hparams`). Loggers other than TensorBoard's are left alone.
     """
     if not isinstance(logger, TensorBoardLogger):
         return
-    metrics = {name: record[name] for name in FINAL_METRICS if record.get(name) is not None}
-    metrics["dead_layers"] = len(record["collapsed_layers"])
-    values = {f"final/{name}": float(value) for name, value in metrics.items()}
+    ends = {**record, "dead_layers": len(record["collapsed_layers"])}
+    values = {f"final/{name}": float(ends[name]) for name in FINAL_METRICS if ends.get(name) is not None}
     hparams = {"density_requested": record["density_requested"], **run_hparams(config)}
     writer = logger.experiment
     for tag, value in values.items():
         writer.add_scalar(tag, value, record["epochs"])  # opens the file again that the end of fit closed
-    for summary in hparams_summaries(hparams, values):
+    experiment, start, end = hparams_summaries(hparams, values)
+    for summary in (_headlines_first(experiment), start, end):
         writer.file_writer.add_summary(summary)
     writer.close()
 
@@ -167,12 +169,12 @@ def preflight_markdown(preflight: Preflight) -> str:
     rows = {
         "density requested": f"{preflight.density_requested:.6g}",
         "density": f"{preflight.density:.6g} ({preflight.num_kept:,} of {preflight.num_prunable:,} weights)",
-        "of all parameters": f"{preflight.num_parameters:,}",
+        "parameters, prunable or not": f"{preflight.num_parameters:,}",
         "effective density": _optional(preflight.effective_density),
         "dead layers": ", ".join(map(layer_name, preflight.collapsed_layers)) or "none",
         "density of the shortcuts": _optional(preflight.shortcut_density),
         "zero scores among the weights kept before the last round": _optional(preflight.zero_score_share),
-        "loss while scoring": _optional(preflight.scoring_loss),
+        "loss while scoring": _optional(preflight.scoring_loss, "no data used"),
         "MACs, dense": f"{preflight.macs_dense:,}",
         "MACs, masked (in theory)": f"{preflight.macs_masked:,}",
     }
@@ -183,11 +185,12 @@ def preflight_markdown(preflight: Preflight) -> str:
     ]
     parts = [
         markdown_table(["preflight", ""], [[label, text] for label, text in rows.items()]),
+        "### Layers",
         markdown_table(["layer", "weights", "kept", "density"], layers),
     ]
     if preflight.unpruned:
         unpruned = [[name, f"{size:,}", reason] for name, size, reason in preflight.unpruned]
-        parts.append(markdown_table(["not pruned", "size", "reason"], unpruned))
+        parts += ["### Not pruned", markdown_table(["parameter", "size", "reason"], unpruned)]
     return "\n\n".join(parts)
 
 
@@ -226,6 +229,16 @@ def _log10_histogram(scores: Tensor) -> dict[str, Any]:
     }
 
 
+def _headlines_first(experiment: Summary) -> Summary:
+    """The declaration of the hparams, with HEADLINES marked as those that differ: the tab shows five, these first."""
+    plugin_data = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in HEADLINES
+    plugin_data.content = content.SerializeToString()
+    return experiment
+
+
 def _add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
     # SummaryWriter.add_figure would import pyplot, and with it its global list of figures.
     canvas = FigureCanvasAgg(figure)
@@ -240,5 +253,5 @@ def _spread(names: list[str], at_most: int) -> list[str]:
     return [names[int(place)] for place in np.linspace(0, len(names) - 1, at_most)]
 
 
-def _optional(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.4g}"
+def _optional(value: float | None, missing: str = "not defined") -> str:
+    return missing if value is None else f"{value:.4g}"
