@@ -65,12 +65,8 @@ def test_takes_the_given_indices_only() -> None:
 @pytest.mark.parametrize("batch_size", [6, 12, 120])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 @pytest.mark.parametrize("seed", [None, 0])
-def test_shards_are_disjoint_and_complete(
-    num: int, batch_size: int, world_size: int, seed: int | None
-) -> None:
-    shards = [
-        loader(num, batch_size, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
+def test_shards_are_disjoint_and_complete(num: int, batch_size: int, world_size: int, seed: int | None) -> None:
+    shards = [loader(num, batch_size, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)]
     batches = [labels(shard) for shard in shards]
     assert sorted(chain(*chain(*batches))) == list(range(num))
     for shard, its_batches in zip(shards, batches, strict=True):

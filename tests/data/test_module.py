@@ -47,11 +47,7 @@ def build(
 def pixels(module: ImageDataModule, batches: TensorLoader) -> set[tuple[int, ...]]:
     """The uint8 pictures behind normalised batches."""
     std, mean = module.normalise.std[:, None, None], module.normalise.mean[:, None, None]
-    return {
-        tuple(((picture * std + mean) * 255).round().int().flatten().tolist())
-        for x, _ in batches
-        for picture in x
-    }
+    return {tuple(((picture * std + mean) * 255).round().int().flatten().tolist()) for x, _ in batches for picture in x}
 
 
 def as_set(images: Tensor) -> set[tuple[int, ...]]:

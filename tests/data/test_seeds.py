@@ -9,9 +9,7 @@ def test_is_a_function_of_its_arguments() -> None:
 
 def test_seeds_purposes_and_epochs_do_not_collide() -> None:
     purposes = ("split", "order", "augment", "scoring")
-    seeds = {
-        derive_seed(seed, purpose, epoch) for seed in range(20) for purpose in purposes for epoch in range(50)
-    }
+    seeds = {derive_seed(seed, purpose, epoch) for seed in range(20) for purpose in purposes for epoch in range(50)}
     assert len(seeds) == 20 * len(purposes) * 50
 
 

@@ -6,9 +6,7 @@ import torch
 from prunelab.data.errors import DataError
 from prunelab.data.split import class_balanced, stratified_split
 
-LABELS = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[
-    torch.randperm(100, generator=torch.Generator().manual_seed(0))
-]
+LABELS = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
 NAMES = ("ant", "bee", "cat")
 
 

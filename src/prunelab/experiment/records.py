@@ -34,8 +34,11 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record, or None if the level is not finished. Raises: RunError if the file is damaged."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is damaged ({error}): delete it to finish the run from its checkpoint") from error
+    if not isinstance(record, dict):
+        raise RunError(f"{path} is no record of a run: delete it to finish the run from its checkpoint")
+    return record

@@ -1,8 +1,8 @@
 """A run's directory: its name, its files. The only file that joins paths.
 
-    runs/synflow_resnet20-synflow-d0.1-s0-1f3a5c7e/
-        config.yaml  versions.yaml
-        level_00/    record.json  masks.pt  metrics.csv  last.ckpt  previous.ckpt  best.ckpt  events.out.tfevents.*
+runs/synflow_resnet20-synflow-d0.1-s0-1f3a5c7e/
+    config.yaml  versions.yaml
+    level_00/    record.json  masks.pt  metrics.csv  last.ckpt  previous.ckpt  best.ckpt  events.out.tfevents.*
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from prunelab.pruning.density import density_from
 _HARMLESS = {
     "trainer": {
         *("accelerator", "strategy", "devices", "num_nodes", "max_epochs", "max_time", "logger", "profiler"),
-        *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "log_every_n_steps", "callbacks"),
-        *("default_root_dir", "num_sanity_val_steps", "plugins", "enable_autolog_hparams", "barebones"),
+        *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "log_every_n_steps"),
+        *("default_root_dir", "num_sanity_val_steps", "enable_autolog_hparams", "barebones"),
     },
-    "data.init_args": {"data_dir", "root", "download", "num_workers", "device", "cache_dir", "cache", "pin_memory"},
+    "data.init_args": {"data_dir", "download", "num_workers", "device", "cache_dir", "cache", "pin_memory"},
     "pruning": {"on_collapse"},
 }
 
@@ -123,7 +123,10 @@ class LevelDir:
 
 
 def result_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that decides the result: all but devices, workers, places, bars, and the number of epochs."""
+    """The part of a config that decides the result: all but devices, workers, places, bars, and the number of epochs.
+
+    The three spellings of one density are one value.
+    """
     kept = deepcopy({key: value for key, value in config.items() if key not in ("output_dir", "ckpt_path")})
     for path, names in _HARMLESS.items():
         section: Any = kept
@@ -131,6 +134,7 @@ def result_keys(config: Mapping[str, Any]) -> dict[str, Any]:
             section = section.get(key) or {}
         for name in names:
             section.pop(name, None)
+    kept["pruning"] |= {"density": density_of(config), "sparsity": None, "compression_ratio": None}
     return kept
 
 

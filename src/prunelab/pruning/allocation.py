@@ -70,7 +70,8 @@ def apportion(
     while (missing := total - sum(counts.values())) != 0:
         sign = 1 if missing > 0 else -1
         movable = [name for name in counts if (counts[name] < caps[name] if sign > 0 else counts[name] > floors[name])]
-        movable.sort(key=lambda name: sign * (counts[name] - quotas[name]))
+        # six decimals: the noise of floats must not decide a tie
+        movable.sort(key=lambda name: sign * round(counts[name] - quotas[name], 6))
         for name in movable[: abs(missing)]:
             counts[name] += sign
     return counts

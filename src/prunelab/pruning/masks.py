@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -104,14 +102,15 @@ class Masks(Mapping[str, Tensor]):
         """Set the pruned weights of `net` to exactly 0, in place; parameter objects stay the same.
 
         The masks are full tensors: for a parameter that is sharded (a DTensor) each rank takes its part.
-        Raises: PruningError if `net` lacks a parameter or has it in another shape.
+        Raises: PruningError if `net` lacks a parameter or has it in another shape; nothing is changed then.
         """
         parameters = dict(net.named_parameters())
         for name, mask in self._masks.items():
-            weight = parameters.get(name)
-            if weight is None or weight.shape != mask.shape:
-                found = "it is missing" if weight is None else f"it has shape {tuple(weight.shape)}"
+            if name not in parameters or parameters[name].shape != mask.shape:
+                found = f"it has shape {tuple(parameters[name].shape)}" if name in parameters else "it is missing"
                 raise PruningError(f"the mask of {name} with shape {tuple(mask.shape)} does not fit: {found}")
+        for name, mask in self._masks.items():
+            weight = parameters[name]
             pruned = ~mask.to(weight.device)
             if isinstance(weight, DTensor):
                 pruned = distribute_tensor(pruned, weight.device_mesh, weight.placements)
@@ -124,15 +123,10 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
-        """Raises: PruningError if the file is not what `save` writes."""
+        """Raises: PruningError if the file is not what `save` writes; OSError if it cannot be read."""
         try:
             return cls(torch.load(path, map_location="cpu", weights_only=True))
-        except (
-            pickle.UnpicklingError,
-            BadZipFile,
-            RuntimeError,
-            EOFError,
-            TypeError,
-            AttributeError,
-        ) as error:
+        except OSError:
+            raise
+        except Exception as error:  # bytes that are no masks may make the reader raise anything
             raise PruningError(f"{path} holds no masks or is damaged ({type(error).__name__})") from error

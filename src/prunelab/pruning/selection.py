@@ -88,7 +88,7 @@ def _check_scores(scores: Mapping[str, Tensor], masks: Masks) -> None:
     for name, mask in masks.items():
         if scores[name].shape != mask.shape:
             raise ValueError(f"scores of {name} have shape {tuple(scores[name].shape)}, its mask {tuple(mask.shape)}")
-        if not bool(torch.isfinite(scores[name][mask]).all()):
+        if not bool((torch.isfinite(scores[name]) | ~mask).all()):
             raise ValueError(f"scores of {name} hold inf or NaN")
 
 

@@ -198,11 +198,11 @@ def surrogate_output(
 def check_linear(net: nn.Module, inputs: Tensor) -> None:
     """Whether the positive linear network exists: doubling its input doubles its output, bit for bit.
 
-    Tested with every weight replaced by an average over its inputs, so that no depth overflows, and on inputs of
-    that shape which differ from place to place: attention over equal tokens would look linear.
+    Tested in float64, with every weight replaced by an average over its inputs and norms by the identity, so that no
+    depth overflows, on inputs that differ from place to place: attention over equal tokens would look linear.
     Raises: PruningError naming the innermost modules at fault (attention, squeeze-excitation, additive embeddings).
     """
-    inputs = torch.linspace(0.5, 1, inputs.numel(), dtype=inputs.dtype, device=inputs.device).view_as(inputs)
+    inputs = torch.linspace(0.5, 1, inputs.numel(), dtype=torch.float64, device=inputs.device).view_as(inputs)
     averages = {
         name: torch.full_like(parameter, parameter.shape[0] / parameter.numel(), dtype=inputs.dtype)
         if parameter.dim() > 1
@@ -235,7 +235,7 @@ def _signals(net: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> d
 
     handles = [module.register_forward_hook(record) for module in paths]
     try:
-        surrogate_output(net, tensors, inputs)
+        surrogate_output(net, tensors, inputs, power=0)
     finally:
         for handle in handles:
             handle.remove()

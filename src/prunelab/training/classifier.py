@@ -23,7 +23,8 @@ class Classifier(LightningModule):
     counts epochs or optimizer steps. channels_last: memory format of weights and images (faster convolutions on most
     machines, same numbers up to rounding). compile: compile the network in place when training starts, after pruning,
     so that parameter names stay.
-    Logs once per epoch: train_loss, train_accuracy, lr, val_loss, val_accuracy; test_loss, test_accuracy.
+    Logs once per epoch: train_loss, train_accuracy, val_loss, val_accuracy, test_loss, test_accuracy, and lr, the
+    learning rate of the epoch's first step.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class Classifier(LightningModule):
         if self._compile:  # callbacks' on_fit_start, and with it pruning, came before
             self.net.compile()
 
+    def on_train_epoch_start(self) -> None:
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True, prog_bar=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step("train", batch, self._label_smoothing)
 
@@ -69,8 +73,6 @@ class Classifier(LightningModule):
         loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
         accuracy = multiclass_accuracy(logits.detach(), labels, num_classes=logits.shape[-1], average="micro")
         values = {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy}
-        if stage == "train":
-            values["lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True, prog_bar=True)
         return loss
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -20,7 +21,8 @@ class KeepPruned(Callback):
 
     Gradients are masked before clipping, so that pruned weights do not enter the norm; optimizer slots (momentum, Adam
     moments) are zeroed once, after they were made or restored; weights are masked again right after each step, which
-    catches what moves a weight without a gradient. Weights stay plain parameters: nothing is renamed or replaced.
+    catches what moves a weight without a gradient. Copies that Lightning's weight averaging made before pruning are
+    masked once; averages of zeros stay zero. Weights stay plain parameters: nothing is renamed or replaced.
 
     masks: None takes those of the PruningAtInit among the trainer's callbacks. net: attribute of the LightningModule
     that holds the network; None means that of PruningAtInit.
@@ -36,9 +38,10 @@ class KeepPruned(Callback):
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        masks, net = self._masks_and_network(trainer, pl_module)
-        masks.apply_to(net)
-        parameters = dict(net.named_parameters())
+        masks, path = self._masks_and_path(trainer)
+        for module in (pl_module, *_averaged_copies(trainer)):
+            masks.apply_to(find_network(module, path))
+        parameters = dict(find_network(pl_module, path).named_parameters())
         self._weights = [parameters[name] for name in masks]
         # factors of the weights' own dtype and memory layout: one fused multiplication for all layers
         self._factors = [torch.empty_like(parameters[name]).copy_(mask) for name, mask in masks.items()]
@@ -53,8 +56,8 @@ class KeepPruned(Callback):
             torch._foreach_mul_(*map(list, zip(*gradients, strict=True)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        masks, net = self._masks_and_network(trainer, pl_module)
-        leaked = count_leaked(net, masks)
+        masks, path = self._masks_and_path(trainer)
+        leaked = count_leaked(find_network(pl_module, path), masks)
         if leaked and all(bool(torch.isfinite(weight).all()) for weight in self._weights):
             raise RuntimeError(f"{leaked} pruned weights are not 0: something outside the optimizer wrote to them")
 
@@ -69,15 +72,15 @@ class KeepPruned(Callback):
             handle.remove()
         self._weights, self._factors, self._handles = [], [], []
 
-    def _masks_and_network(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Masks, torch.nn.Module]:
-        from prunelab.training.pruning_at_init import PruningAtInit
+    def _masks_and_path(self, trainer: Trainer) -> tuple[Masks, str]:
+        from prunelab.training.pruning_at_init import PruningAtInit  # which asks for this class
 
         pruning = next((c for c in trainer.callbacks if isinstance(c, PruningAtInit)), None)  # type: ignore[attr-defined]
         masks = self.masks if self.masks is not None else pruning.masks if pruning is not None else None
         if masks is None:
             raise PruningError("KeepPruned has no masks: give it some, or put PruningAtInit among the callbacks")
         path = self.net if self.net is not None else pruning.net if pruning is not None else "net"
-        return masks, find_network(pl_module, path)
+        return masks, path
 
     def _zero_slots(self, optimizer: Optimizer) -> None:
         for weight, factor in zip(self._weights, self._factors, strict=True):
@@ -89,3 +92,10 @@ class KeepPruned(Callback):
     def _mask_weights(self, *_: Any) -> None:
         if self._weights:
             torch._foreach_mul_(self._weights, self._factors)
+
+
+def _averaged_copies(trainer: Trainer) -> list[nn.Module]:
+    """The copies that weight averaging made in `setup`, of weights that were not pruned yet."""
+    averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    # not public, no public way exists
+    return [c._average_model.module for c in averaging if c._average_model is not None]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import nn
 
 from prunelab.pruning import PruningError
 
 
-def find_network(pl_module: LightningModule, path: str) -> nn.Module:
-    """The submodule at the dotted `path`; "" is the LightningModule itself.
+def find_network(pl_module: nn.Module, path: str) -> nn.Module:
+    """The submodule of a LightningModule at the dotted `path`; "" is the LightningModule itself.
 
     Raises: PruningError that names the module's children if there is none.
     """
@@ -36,15 +33,15 @@ def load_weights(net: nn.Module, path: str, prefix: str) -> None:
         raise PruningError(f"weights_from: no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content.get("state_dict", content)
-    except (pickle.UnpicklingError, BadZipFile, RuntimeError, EOFError, AttributeError) as error:
+        state = {str(name): value for name, value in content.get("state_dict", content).items()}
+    except Exception as error:  # reading noise fails in any way: OSError, RuntimeError, IndexError, ...
         raise PruningError(f"weights_from: {path} is damaged or no state dict ({type(error).__name__})") from error
     dotted = f"{prefix}." if prefix else ""
     if all(not name.startswith(dotted) for name in state):
         dotted = ""
     weights = {name.removeprefix(dotted): value for name, value in state.items() if name.startswith(dotted)}
     own = net.state_dict()
-    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    wrong = [name for name in own if getattr(weights.get(name), "shape", None) != own[name].shape]
     wrong += [name for name in weights if name not in own]
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")

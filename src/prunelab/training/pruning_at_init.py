@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -21,6 +22,7 @@ from prunelab.pruning.preflight import Preflight, preflight
 from prunelab.pruning.schedules import Schedule
 from prunelab.pruning.scoring import Batch, Loss
 from prunelab.pruning.selection import Scope
+from prunelab.training.keep_pruned import KeepPruned
 from prunelab.training.network import find_network, load_weights
 from prunelab.training.scoring_data import example_input, scoring_batches
 
@@ -93,8 +95,6 @@ class PruningAtInit(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        from prunelab.training.keep_pruned import KeepPruned
-
         if not any(isinstance(callback, KeepPruned) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise PruningError(
                 "PruningAtInit needs KeepPruned() among the trainer's callbacks, or the zeros would not last"
@@ -110,8 +110,7 @@ class PruningAtInit(Callback):
                 print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)
             return
         started = time.monotonic()
-        # the training's own random draws must not depend on how it was pruned
-        with torch.random.fork_rng(devices=[net_device] if (net_device := _device(net)).type == "cuda" else []):
+        with isolate_rng():  # the training's own random draws must not depend on how it was pruned
             masks, report, scores = self._prune(trainer, pl_module, net)
         self.masks, self.preflight = _agreed(trainer, masks), report
         self.masks.apply_to(net)
@@ -124,11 +123,13 @@ class PruningAtInit(Callback):
     def _prune(
         self, trainer: Trainer, pl_module: LightningModule, net: nn.Module
     ) -> tuple[Masks, Preflight, dict[str, Tensor] | None]:
-        device, dtype = _device(net), next(net.parameters()).dtype
+        # rank 0's seed: ranks that were seeded apart must still find one mask
+        seed = trainer.strategy.broadcast(torch.initial_seed() if self.seed is None else self.seed)
+        torch.manual_seed(seed)  # of the loader that scoring may read
         dense = Masks.dense(net, prunable_names(net, self.include, self.exclude))
-        example = _to(example_input(trainer, pl_module, self.batches), device, dtype)
-        batches = self._batches(trainer, net, example)
-        seed = torch.initial_seed() if self.seed is None else self.seed
+        given = None if self.batches is None else list(self.batches)
+        example = _like_weights(example_input(trainer, pl_module, given), net)
+        batches = self._batches(trainer, net, example, given)
         num_rounds = self.criterion.rounds if self.rounds is None else self.rounds
         last: dict[str, Any] = {"scores": None, "scored": dense, "kept": dense}
 
@@ -167,13 +168,12 @@ class PruningAtInit(Callback):
         )
         return masks, report, last["scores"]
 
-    def _batches(self, trainer: Trainer, net: nn.Module, example: Tensor) -> list[Batch]:
+    def _batches(self, trainer: Trainer, net: nn.Module, example: Tensor, given: Sequence[Batch] | None) -> list[Batch]:
         if not self.criterion.needs_batches:
             return []
-        device, dtype = example.device, next(net.parameters()).dtype
         samples = SAMPLES_PER_CLASS if self.samples_per_class is None else self.samples_per_class
-        found = scoring_batches(trainer, self.batches, samples, _num_outputs(net, example))
-        return [tuple(_to(part, device, dtype) for part in batch[:2]) for batch in found]
+        found = scoring_batches(trainer, given, samples, net, example)
+        return [tuple(_like_weights(part, net) for part in batch[:2]) for batch in found]
 
     def _judge(self, report: Preflight) -> None:
         if not report.collapsed_layers:
@@ -213,16 +213,7 @@ def _notify(trainer: Trainer, hook: str, pl_module: LightningModule, *arguments:
             getattr(callback, hook)(trainer, pl_module, *arguments)
 
 
-def _to(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
-
-
-def _num_outputs(net: nn.Module, example: Tensor) -> int:
-    from prunelab.pruning.scoring import call_with, evaluation_mode
-
-    with evaluation_mode(net), torch.no_grad():
-        return call_with(net, {}, example).shape[-1]
+def _like_weights(tensor: Tensor, net: nn.Module) -> Tensor:
+    """On the device of the network's weights, and in their dtype unless it holds integers."""
+    weight = next(net.parameters())
+    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)

@@ -2,63 +2,62 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import pickle
 import random
 from pathlib import Path
-from typing import Any, BinaryIO
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-DAMAGED = (pickle.UnpicklingError, BadZipFile, RuntimeError, EOFError, KeyError)
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, flush to the disk, rename: whenever the process dies, the old file or the new one is there.
+    """Write beside the target, flush to the disk, rename: whenever the process dies, one whole file is there.
 
     A `last.ckpt` that is replaced stays as `previous.ckpt`, to fall back to if the disk damages the new one.
+    Raises: OSError with the path, should the disk be full or the like.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        temporary = target.with_name(f"{target.name}.tmp")  # one name: what a killed process left is overwritten
         try:
-            with temporary.open("wb") as file:
-                _save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(checkpoint, temporary)
             if target.name == "last.ckpt" and target.exists():
                 target.replace(target.with_name("previous.ckpt"))
             temporary.replace(target)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    try:
-        torch.save(checkpoint, file)
-    except RuntimeError as error:  # torch hides the disk's own error inside its own
-        cause = error.__context__
-        raise cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error).splitlines()[0]) from error
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides the disk's error behind its own
+                raise error.__context__ from error
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
     """The checkpoint in `path`, on the CPU; None if it is damaged or something else."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED:
+    except Exception:  # reading noise fails in any way: OSError, RuntimeError, IndexError, UnicodeDecodeError, ...
         return None
     return content if isinstance(content, dict) and "state_dict" in content else None
 
 
 class SaveRandomState(Callback):
-    """Carry the state of all random generators in the checkpoint, so that dropout and the like go on where they were."""
+    """Carry the state of all random generators in the checkpoint: dropout and the like go on where they were."""
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None

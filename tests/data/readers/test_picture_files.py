@@ -40,9 +40,7 @@ def test_decodes_once_and_then_reads_the_cache(folder: Path, num_decoded: list[i
     assert sorted(os.listdir(folder.parent)) == ["pets", "pets.decoded.pt"]  # nothing half-written left
 
 
-def test_a_changed_picture_is_decoded_anew(
-    folder: Path, num_decoded: list[int], write_picture: WritePicture
-) -> None:
+def test_a_changed_picture_is_decoded_anew(folder: Path, num_decoded: list[int], write_picture: WritePicture) -> None:
     read_image_folder(folder)
     picture = write_picture(folder / "train" / "cat" / "0.png", red=77)
     os.utime(picture, ns=(0, picture.stat().st_mtime_ns + 1))  # clocks may be coarser than the test is quick
@@ -73,9 +71,7 @@ def test_a_damaged_cache_is_decoded_anew(folder: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_a_warning(folder: Path) -> None:
     (folder.parent / "pets.decoded.pt" / "in the way").mkdir(parents=True)
-    with pytest.warns(
-        UserWarning, match="the decoded pictures cannot be kept in .*: they will be decoded again"
-    ):
+    with pytest.warns(UserWarning, match="the decoded pictures cannot be kept in .*: they will be decoded again"):
         arrays = read_image_folder(folder)
     assert len(arrays.train_images) == 12
     assert sorted(os.listdir(folder.parent)) == ["pets", "pets.decoded.pt"]
@@ -100,18 +96,14 @@ def test_pictures_of_different_sizes(folder: Path, write_picture: WritePicture) 
 def test_a_corrupt_picture_is_named(folder: Path, content: bytes | None) -> None:
     picture = folder / "train" / "dog" / "3.png"
     picture.write_bytes(picture.read_bytes()[:-30] if content is None else content)
-    with pytest.raises(
-        DataError, match=r"cannot read the picture .*train/dog/3.png \(.*\): replace or delete"
-    ) as info:
+    with pytest.raises(DataError, match=r"cannot read the picture .*train/dog/3.png \(.*\): replace or delete") as info:
         read_image_folder(folder)
     assert "\n" not in str(info.value)
     assert not (folder.parent / "pets.decoded.pt").exists()
 
 
 @pytest.mark.parametrize(("ending", "mode"), [("jpg", "L"), ("png", "P"), ("png", "RGBA"), ("bmp", "RGB")])
-def test_every_kind_of_picture_becomes_rgb(
-    tmp_path: Path, write_picture: WritePicture, ending: str, mode: str
-) -> None:
+def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, write_picture: WritePicture, ending: str, mode: str) -> None:
     for part in ("train", "test"):
         write_picture(tmp_path / "pets" / part / "cat" / f"a.{ending.upper()}", red=200, mode=mode)
     images = read_image_folder(tmp_path / "pets").train_images

@@ -91,9 +91,7 @@ def test_failed_download_says_what_was_tried(tmp_path: Path, monkeypatch: pytest
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision_mnist, "download_and_extract_archive", fail)
-    with pytest.raises(
-        DataError, match=r"MNIST is not available .* tried http.* expected at .*/MNIST/raw"
-    ) as info:
+    with pytest.raises(DataError, match=r"MNIST is not available .* tried http.* expected at .*/MNIST/raw") as info:
         read_mnist(tmp_path)
     assert all(mirror in str(info.value) for mirror in MNIST.mirrors)
 

@@ -14,7 +14,8 @@ class Random:
     """Score weights by independent draws, uniform in [0, 1): the control that every criterion has to beat.
 
     Scope global lets the layers' counts fluctuate; scope layerwise gives every layer the same density. Needs no data.
-    Draws come from `Scoring.generator`, in the order of the masks.
+    Draws come from a generator seeded by a draw from `Scoring.generator`, in the order of the masks. A stream of its
+    own: where weights and scores come from one seed, they would be made of the same random numbers.
     """
 
     rounds: int = 1
@@ -23,8 +24,10 @@ class Random:
     allocation: ClassVar[str | None] = None
 
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
-        generator = scoring.generator or torch.Generator().manual_seed(0)
+        given = scoring.generator or torch.Generator().manual_seed(0)
+        seed = torch.randint(2**62, (), generator=given, device=given.device)
+        generator = torch.Generator().manual_seed(int(seed))
         return {
-            name: torch.rand(weight.shape, generator=generator, device=generator.device).to(weight.device)
+            name: torch.rand(weight.shape, generator=generator).to(weight.device)
             for name, weight in scoring.weights().items()
         }

@@ -1,0 +1,202 @@
+"""How a run's Trainer is made: what the user set, completed by what keeps, shows and resumes a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from prunelab.experiment.run_dir import LevelDir
+from prunelab.report.metrics_csv import MetricsCsv
+from prunelab.report.progress import EpochLines, PruningProgress
+from prunelab.report.tensorboard import PruningSummary
+from prunelab.training import KeepPruned, PruningAtInit
+from prunelab.training.resume import AtomicCheckpointIO, SaveRandomState
+
+
+def run_trainer(
+    arguments: Mapping[str, Any], config: Mapping[str, Any], pruning: PruningAtInit, level: LevelDir, step: int
+) -> Trainer:
+    """A Trainer with the user's `arguments` that prunes and leaves everything in `level`; `step`: where it begins.
+
+    What the user set stays, apart from progress bars where the output is no terminal.
+    """
+    bars = sys.stdout.isatty() and arguments.get("enable_progress_bar") is not False
+    checkpoints: dict[str, Any] = {
+        "dirpath": level.path,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    max_epochs, max_steps = arguments.get("max_epochs"), arguments.get("max_steps", -1)
+    callbacks = [
+        pruning,
+        KeepPruned(),
+        Timer(arguments.get("max_time"), verbose=False),
+        _SaveMasks(pruning, level.masks),
+        ConfigInCheckpoint(config),
+        SaveRandomState(),
+        PruningProgress(),
+        PruningSummary(),
+        MetricsCsv(level.metrics),
+        RichProgressBar() if bars else EpochLines(),
+        *([] if max_steps == -1 else [_StopAtStep(max_steps)]),
+        *_as_list(arguments.get("callbacks")),
+        _BestCheckpoint(filename="best", monitor="val_accuracy", mode="max", **checkpoints),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
+    ]
+    logger = arguments.get("logger")
+    if logger is None or logger is True:
+        # default_hp_metric: Lightning's own placeholder would take the place of ours in the hparams tab
+        logger = _EventFile(level.path, name="", version="", default_hp_metric=False, purge_step=step)
+    defaults = {
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "default_root_dir": level.path,
+    }
+    return Trainer(
+        **{
+            **arguments,
+            **{key: value for key, value in defaults.items() if arguments.get(key) is None},
+            "callbacks": callbacks,
+            "plugins": [AtomicCheckpointIO(), *_as_list(arguments.get("plugins"))],
+            "logger": logger,
+            "enable_progress_bar": bars,
+            "max_epochs": -1 if max_epochs is None else max_epochs,
+            "max_steps": -1,
+        }
+    )
+
+
+def seconds_training(trainer: Trainer) -> float:
+    """Seconds from the start to the end of training, validation included, over all resumptions."""
+    return next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")  # type: ignore[attr-defined]
+
+
+def measuring_trainer(arguments: Mapping[str, Any]) -> Trainer:
+    """A Trainer on the same devices that only measures: it leaves no files."""
+    own = ("accelerator", "strategy", "devices", "num_nodes", "precision", "limit_test_batches", "limit_val_batches")
+    return Trainer(
+        **{key: arguments[key] for key in own if key in arguments},
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without Lightning's remarks about hardware and about loaders without workers (ours need none), and without
+    those that its own code earns from torch."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*Checkpoint directory.*exists and is not empty.*",
+            ".*Total length of `list` across ranks is zero.*",  # no validation
+            r".*isinstance\(treespec, LeafSpec\).*is deprecated.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, before in zip(loggers, levels, strict=True):
+                logger.setLevel(before)
+
+
+class ConfigInCheckpoint(Callback):
+    """What the checkpoint was made by, to refuse it to another configuration."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = json.dumps(config)
+
+    def state_dict(self) -> dict[str, str]:
+        return {"config": self._config}
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The config in `checkpoint`; None if no run of ours wrote it."""
+        state = checkpoint.get("callbacks", {}).get(cls.__qualname__)
+        return None if state is None else json.loads(state["config"])
+
+
+class _StopAtStep(Callback):
+    """The end after `max_steps` optimizer steps.
+
+    With its own `max_steps` Lightning takes a checkpoint from the end of an epoch for one from inside it, and a resumed
+    run would begin with an epoch without batches.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self._max_steps = max_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        if trainer.global_step >= self._max_steps:
+            trainer.should_stop = True
+
+
+class _SaveMasks(Callback):
+    """masks.pt, as soon as the masks exist, in a resumed run too: its checkpoint may come from elsewhere."""
+
+    def __init__(self, pruning: PruningAtInit, path: Path) -> None:
+        self._pruning = pruning
+        self._path = path
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self._pruning.masks is not None:  # they were found just before this
+            temporary = self._path.with_suffix(".tmp")
+            self._pruning.masks.save(temporary)
+            temporary.replace(self._path)
+
+
+class _BestCheckpoint(ModelCheckpoint):
+    """The epoch of the highest validation accuracy; without validation there is none."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "val_accuracy" in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "val_accuracy" in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+class _EventFile(TensorBoardLogger):
+    """One event file for scoring, training and test, and no config beside ours; what is logged is on the disk at once.
+
+    Lightning's logger closes its file at the end of each `fit` and `test`, after which the next value opens another.
+    """
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        self.save()
+
+    def save(self) -> None:
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

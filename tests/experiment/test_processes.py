@@ -1,0 +1,80 @@
+"""Two real processes (gloo, CPU) through train.py: one directory, one mask, every test picture counted once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """\
+# A tiny run on generated pictures
+model:
+  net: {name: mlp, num_classes: 2, image_size: 6, width: 8, depth: 2}
+  optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
+data: {name: image_folder, batch_size: 8, val_size: 8, augment: crop, padding: 1}
+pruning: {criterion: snip, density: 0.5}
+trainer: {max_epochs: 2, accelerator: cpu}
+"""
+
+
+def make_pictures(root: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for split, num_pictures in (("train", 40), ("test", 101)):
+        for index in range(num_pictures):
+            folder = root / split / ("dark", "bright")[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(160, (6, 6, 3), generator=generator) + 90 * (index % 2)
+            Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
+
+
+def run(config: Path, output_dir: Path, devices: int) -> list[str]:
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--output_dir", str(output_dir)]
+    command += ["--data.root", str(config.parent / "pictures"), "--trainer.devices", str(devices)]
+    command += ["--trainer.strategy", "ddp"] if devices > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The directories of the same run on one process and on two."""
+    base = tmp_path_factory.mktemp("processes")
+    make_pictures(base / "pictures")
+    config = base / "tiny.yaml"
+    config.write_text(CONFIG)
+    return tuple(Path(run(config, base / f"on{num}", num)[-1].split()[-1]) for num in (1, 2))
+
+
+def test_the_number_of_processes_changes_nothing(run_dirs: tuple[Path, Path]) -> None:
+    one, two = (json.loads((path / "level_00" / "record.json").read_text()) for path in run_dirs)
+    assert run_dirs[0].name == run_dirs[1].name
+    assert one["masks_digest"] == two["masks_digest"]
+    assert one["steps"] == two["steps"]
+    assert two["leaked_weights"] == 0
+    # 101 pictures on two processes, none padded in: equal as fractions of 101
+    assert one["test_accuracy"] == pytest.approx(two["test_accuracy"], abs=1e-6)
+    assert round(two["test_accuracy"] * 101, 3) == pytest.approx(round(two["test_accuracy"] * 101), abs=1e-3)
+    assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
+    states = [torch.load(path / "level_00" / "last.ckpt", weights_only=True)["state_dict"] for path in run_dirs]
+    for name, weights in states[0].items():
+        torch.testing.assert_close(weights, states[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_one_directory_one_config_one_event_file(run_dirs: tuple[Path, Path]) -> None:
+    for run_dir in run_dirs:
+        assert [path.name for path in run_dir.parent.iterdir()] == [run_dir.name]
+        assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "level_00", "versions.yaml"]
+        names = sorted(path.name for path in (run_dir / "level_00").iterdir())
+        assert len([name for name in names if name.startswith("events.")]) == 1
+        assert [name for name in names if not name.startswith("events.")] == [
+            *("best.ckpt", "last.ckpt", "masks.pt", "metrics.csv", "previous.ckpt", "record.json")
+        ]

@@ -1,0 +1,564 @@
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import prunelab.experiment.run as run_module
+from prunelab.data import ImageDataModule
+from prunelab.experiment.errors import RunError
+from prunelab.experiment.run import evaluate
+from prunelab.experiment.run_dir import LevelDir
+from prunelab.models import mlp
+from prunelab.pruning import Masks, PruningError, prune
+from prunelab.pruning.criteria import snip
+from prunelab.training import Classifier
+
+FILES = {"record.json", "masks.pt", "metrics.csv", "last.ckpt", "previous.ckpt", "best.ckpt"}
+LESS = {"trainer.max_epochs": 2}
+
+
+def record_of(level: LevelDir) -> dict[str, Any]:
+    return json.loads(level.record.read_text())
+
+
+def rows_of(level: LevelDir) -> list[dict[str, str]]:
+    with level.metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint_of(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def net_of(checkpoint: dict[str, Any]) -> torch.nn.Module:
+    net = mlp(num_classes=3, in_channels=1, image_size=6, depth=2, width=8)
+    net.load_state_dict({name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()})
+    return net.eval()
+
+
+def events_of(level: LevelDir) -> EventAccumulator:
+    return EventAccumulator(str(level.path)).Reload()
+
+
+def same_result(one: LevelDir, other: LevelDir) -> None:
+    """Weights, optimizer, schedule, masks, metrics and record of two runs, bit for bit; their seconds differ."""
+    first, second = checkpoint_of(one.last_checkpoint), checkpoint_of(other.last_checkpoint)
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
+    for state, other_state in zip(first["optimizer_states"], second["optimizer_states"], strict=True):
+        for index, slots in state["state"].items():
+            assert all(torch.equal(slot, other_state["state"][index][name]) for name, slot in slots.items())
+    assert first["lr_schedulers"] == second["lr_schedulers"]
+    assert (first["epoch"], first["global_step"]) == (second["epoch"], second["global_step"])
+    assert one.masks.read_bytes() == other.masks.read_bytes()
+    assert one.metrics.read_bytes() == other.metrics.read_bytes()
+    records = [record_of(level) for level in (one, other)]
+    for record in records:
+        for key in ("seconds_scoring", "seconds_training"):
+            assert record.pop(key) >= 0
+    assert records[0] == records[1]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAt(Callback):
+    """Stop in the middle of an epoch, from 0."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise Interrupted
+
+
+class CountSteps(Callback):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.count += 1
+
+
+def interrupt(experiment: Any, epoch: int, **changes: Any) -> LevelDir:
+    experiment.callbacks = [InterruptAt(epoch)]
+    with pytest.raises(Interrupted):
+        experiment(**changes)
+    experiment.callbacks = []
+    return experiment.level(**changes)
+
+
+# --- what a run leaves
+
+
+def test_what_a_finished_run_leaves(
+    experiment: Any, num_prunable: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    level = experiment()
+    printed = capsys.readouterr().out
+    assert {path.name for path in level.path.iterdir() if "tfevents" not in path.name} == FILES
+    assert len(list(level.path.glob("events.out.tfevents.*"))) == 1
+    assert {path.name for path in level.path.parent.iterdir()} == {"config.yaml", "versions.yaml", "level_00"}
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [level.path.parent.name]
+    assert printed.split()[-1] == str(level.path.parent)
+    assert printed.splitlines()[-1].split()[-1] == str(level.path.parent)
+    assert yaml.safe_load((level.path.parent / "config.yaml").read_text()) == experiment.config()
+
+    record, rows = record_of(level), rows_of(level)
+    last = checkpoint_of(level.last_checkpoint)
+    masks = Masks.load(level.masks)
+    assert masks.num_kept == 31  # .1 of 312, rounded half up
+    expected = {
+        **{"name": "tiny", "criterion": "snip", "seed": 0, "epochs": 3, "max_epochs": 3, "steps": 18},
+        **{"density": 31 / num_prunable, "density_requested": 0.1, "num_kept": 31, "num_prunable": num_prunable},
+        **{"num_parameters": num_prunable + 8 + 3, "layer_densities": masks.layer_densities()},
+        **{"collapsed_layers": [], "leaked_weights": 0, "masks_digest": masks.digest(), "shortcut_density": None},
+        **{"macs_dense": num_prunable, "macs_masked": 31},
+    }
+    assert {key: record[key] for key in expected} == expected
+    assert 0 < record["effective_density"] <= record["density"]
+    assert record["zero_score_share"] is not None
+    assert record["scoring_loss"] > 0
+    assert record["seconds_scoring"] > 0
+    assert record["seconds_training"] > 0
+    assert record["versions"]["torch"] == yaml.safe_load((level.path.parent / "versions.yaml").read_text())["torch"]
+
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["step"] for row in rows] == ["6", "12", "18"]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.05, 0.05, 0.005], rel=1e-6)
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        assert record[name] == float(rows[-1][name])
+    assert last["epoch"] == 2
+    assert last["global_step"] == 18
+    assert all(not last["state_dict"][f"net.{name}"][~mask].any() for name, mask in masks.items())
+
+
+def test_the_masks_are_those_of_prune(experiment: Any, data: ImageDataModule) -> None:
+    torch.manual_seed(0)
+    net = mlp(num_classes=3, in_channels=1, image_size=6, depth=2, width=8)
+    batches = data.scoring_batches()
+    expected = prune(net, snip, density=0.1, example_input=data.example_input(), batches=batches)
+    assert Masks.load(experiment().masks) == expected
+
+
+def accuracy(net: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        return float((net(images).argmax(1) == labels).float().mean())
+
+
+def test_validation_chooses_and_test_reports(experiment: Any, data: ImageDataModule) -> None:
+    """The last epoch and the one of the best validation accuracy are reported apart; neither looks at test data."""
+    level = experiment(**{"model.optimizer.init_args.lr": 0.5, "trainer.max_epochs": 6, "pruning.density": 0.5})
+    record, rows = record_of(level), rows_of(level)
+    arrays = data.arrays
+    test = data.normalise(arrays.test_images), arrays.test_labels
+    val = data.normalise(arrays.train_images[data.val_indices]), arrays.train_labels[data.val_indices]
+    last, best = net_of(checkpoint_of(level.last_checkpoint)), net_of(checkpoint_of(level.best_checkpoint))
+
+    accuracies = [float(row["val_accuracy"]) for row in rows]
+    assert accuracies.index(max(accuracies)) + 1 == record["best_epoch"] < 6
+    assert accuracy(last, *val) == pytest.approx(accuracies[-1]) == pytest.approx(record["val_accuracy"])
+    assert accuracy(best, *val) == pytest.approx(max(accuracies))
+    assert record["test_accuracy"] == pytest.approx(accuracy(last, *test))
+    assert record["test_accuracy_best"] == pytest.approx(accuracy(best, *test))
+    assert record["test_accuracy"] != record["test_accuracy_best"]
+
+
+def test_the_hparams_tab_is_filled(experiment: Any) -> None:
+    """Row 32: read back, after the test."""
+    level = experiment()
+    record, events = record_of(level), events_of(level)
+    scalars = events.Tags()["scalars"]
+    for name in ("test_accuracy", "val_accuracy", "density", "effective_density", "macs_dense", "macs_masked"):
+        assert events.Scalars(f"final/{name}")[-1].value == pytest.approx(record[name])
+    assert events.Scalars("final/dead_layers")[-1].value == 0
+    assert "val_accuracy" in scalars
+    metadata = {tag: events.SummaryMetadata(tag).plugin_data for tag in ("_hparams_/session_start_info",)}
+    assert metadata["_hparams_/session_start_info"].plugin_name == "hparams"
+    assert b"snip" in metadata["_hparams_/session_start_info"].content.lower()
+
+
+def test_results_appear_while_the_run_goes_on(experiment: Any) -> None:
+    """Row 35: at the start of each epoch, those before it can be read, from both files."""
+    seen = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            epoch = trainer.current_epoch
+            if epoch:
+                events = events_of(level)
+                steps = {name: [s.step for s in events.Scalars(name)] for name in ("val_accuracy", "train_loss")}
+                seen.append((epoch, len(rows_of(level)), steps))
+            seen_files.append({path.name for path in level.path.iterdir() if "tfevents" not in path.name})
+
+    level, seen_files = experiment.level(), []
+    experiment.callbacks = [Look()]
+    experiment()
+    assert seen_files == [
+        {"masks.pt", "metrics.csv"},
+        FILES - {"record.json", "previous.ckpt"},
+        FILES - {"record.json"},
+    ]
+    assert [(epoch, num_rows) for epoch, num_rows, _ in seen] == [(1, 1), (2, 2)]
+    assert seen[0][2] == {"val_accuracy": [5], "train_loss": [5]}
+    assert seen[1][2] == {"val_accuracy": [5, 11], "train_loss": [5, 11]}
+
+
+def test_config_and_versions_are_there_before_anything_is_built(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*_: Any, **__: Any) -> None:
+        assert (experiment.level().path.parent / "config.yaml").exists()
+        assert (experiment.level().path.parent / "versions.yaml").exists()
+        raise Interrupted
+
+    monkeypatch.setattr(run_module, "seed_everything", look)
+    with pytest.raises(Interrupted):
+        experiment()
+    assert experiment.num_built == 0
+
+
+def test_nothing_is_said_that_a_user_cannot_act_upon(
+    experiment: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    level = logging.getLogger("pytorch_lightning").level
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        experiment(**LESS)
+        experiment()
+        experiment(**{"data.init_args.val_size": 0})
+    assert [str(warning.message) for warning in caught] == []
+    assert not caplog.records
+    assert capsys.readouterr().err == ""
+    assert logging.getLogger("pytorch_lightning").level == level
+
+
+def test_seed_0_is_a_seed(experiment: Any) -> None:
+    one, other = experiment(**LESS), experiment(seed_everything=1, **LESS)
+    first = record_of(one)
+    assert first["seed"] == 0
+    assert first["masks_digest"] != record_of(other)["masks_digest"]
+    again = type(experiment)(experiment.directory / "again")
+    torch.manual_seed(123)
+    same_result(one, again(**LESS))
+
+
+# --- the same command again
+
+
+def test_a_finished_run_is_not_trained_again(experiment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    level = experiment()
+    table = capsys.readouterr().out.partition("\n\n")[2]
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in level.path.parent.rglob("*") if path.is_file()
+    }
+    num_built = experiment.num_built
+    experiment()
+    experiment(**LESS)
+    experiment(**{"pruning.density": None, "pruning.compression_ratio": 10})
+    printed = capsys.readouterr().out
+    assert experiment.num_built == num_built
+    assert printed.count("finished earlier, nothing to do (--trainer.max_epochs above 3 trains on)") == 3
+    assert table.strip() in printed
+    assert printed.split()[-1] == str(level.path.parent)
+    after = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in level.path.parent.rglob("*") if path.is_file()
+    }
+    assert after == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"trainer.max_steps": 100}])
+def test_more_epochs_train_on_as_if_asked_at_once(changes: dict[str, Any], experiment: Any, tmp_path: Path) -> None:
+    at_once = type(experiment)(tmp_path / "at once")
+    steps = CountSteps()
+    experiment(**LESS, **changes)
+    experiment.callbacks = [steps]
+    level = experiment(**changes)
+    assert steps.count == 6
+    same_result(level, at_once(**changes))
+    assert record_of(level)["seconds_training"] > 0
+    experiment(**changes)  # and now it is finished
+    assert steps.count == 6
+
+
+def test_steps_can_be_limited_and_resumed(experiment: Any, tmp_path: Path) -> None:
+    """Lightning's own limit would resume with an epoch without batches."""
+    changes = {"trainer.max_epochs": None, "trainer.max_steps": 16}
+    whole = type(experiment)(tmp_path / "whole")(**changes)
+    assert [row["step"] for row in rows_of(whole)] == ["6", "12", "16"]
+    interrupt(experiment, 1, **changes)
+    steps = CountSteps()
+    experiment.callbacks = [steps]
+    level = experiment(**changes)
+    experiment(**changes)
+    assert steps.count == 10
+    same_result(level, whole)
+    level.record.unlink()  # as if it had died before writing it
+    experiment(**changes)
+    assert steps.count == 10
+    same_result(level, whole)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    epoch: int, experiment: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = type(experiment)(tmp_path / "whole")()
+    level = interrupt(experiment, epoch)
+    assert not level.record.exists()
+    capsys.readouterr()
+    steps = CountSteps()
+    experiment.callbacks = [steps]
+    torch.manual_seed(99)
+    experiment()
+    assert steps.count == 6 * (3 - epoch)
+    same_result(level, whole)
+    assert ("resuming from" in capsys.readouterr().out) == (epoch > 0)
+    for name in ("train_loss", "val_accuracy", "lr"):
+        logged = [event.step for event in events_of(level).Scalars(name)]
+        assert logged == [5, 11, 17]  # nothing twice
+
+
+def test_a_run_that_died_before_its_record_only_writes_that(
+    experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = type(experiment)(tmp_path / "whole")()
+
+    def die(*_: Any) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(run_module, "write_record", die)
+    with pytest.raises(Interrupted):
+        experiment()
+    monkeypatch.undo()
+    steps = CountSteps()
+    experiment.callbacks = [steps]
+    level = experiment()
+    assert steps.count == 0
+    same_result(level, whole)
+    assert record_of(level)["seconds_training"] > 0
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(
+    experiment: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = type(experiment)(tmp_path / "whole")()
+    level = interrupt(experiment, 2)
+    cut(level.last_checkpoint)
+    capsys.readouterr()
+    experiment()
+    printed = capsys.readouterr()
+    assert f"{level.last_checkpoint} is damaged" in printed.err
+    assert f"resuming from {level.previous_checkpoint}, epoch 1, step 6" in printed.out
+    same_result(level, whole)
+
+
+def test_without_a_whole_checkpoint_it_says_so_and_deletes_nothing(experiment: Any) -> None:
+    level = interrupt(experiment, 2)
+    for path in (level.last_checkpoint, level.previous_checkpoint):
+        cut(path)
+    before = {path: path.read_bytes() for path in level.path.iterdir()}
+    with pytest.raises(RunError, match=r"no whole checkpoint among .*last\.ckpt, .*previous\.ckpt") as caught:
+        experiment()
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in level.path.iterdir()} == before
+
+
+def test_a_damaged_record_is_named(experiment: Any) -> None:
+    level = experiment(**LESS)
+    level.record.write_text('{"name": ')
+    with pytest.raises(RunError, match=r"record\.json is damaged .*: delete it to finish the run from its checkpoint"):
+        experiment(**LESS)
+    level.record.unlink()
+    experiment(**LESS)
+    assert record_of(level)["epochs"] == 2
+
+
+# --- a checkpoint by name
+
+
+def test_a_checkpoint_from_elsewhere_goes_on_here(experiment: Any, tmp_path: Path) -> None:
+    elsewhere = type(experiment)(tmp_path / "elsewhere")
+    interrupt(elsewhere, 2)
+    given = elsewhere.level().last_checkpoint
+    level = experiment(ckpt_path=str(given))
+    assert Masks.load(level.masks).digest() == record_of(level)["masks_digest"]
+    assert len(rows_of(level)) == 1  # the epochs before were trained elsewhere
+    whole = type(experiment)(tmp_path / "whole")()
+    first, second = checkpoint_of(level.last_checkpoint), checkpoint_of(whole.last_checkpoint)
+    assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(experiment: Any) -> None:
+    given = experiment(**LESS).last_checkpoint
+    changes = {"pruning.density": 0.3, "model.optimizer.init_args.lr": 0.5}
+    message = r"of another configuration, they differ in model\.optimizer\.init_args\.lr, pruning\.density$"
+    with pytest.raises(RunError, match=message):
+        experiment(ckpt_path=str(given), **changes)
+
+
+def test_a_checkpoint_of_others_is_refused(experiment: Any, tmp_path: Path) -> None:
+    content = checkpoint_of(experiment(**LESS).last_checkpoint)
+    torch.save({**content, "callbacks": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(RunError, match=r"foreign\.ckpt was not written by a run of prunelab .*weights_from"):
+        experiment(ckpt_path=str(tmp_path / "foreign.ckpt"), seed_everything=5)
+    torch.save(content["state_dict"], tmp_path / "weights.pt")
+    with pytest.raises(RunError, match=r"no whole checkpoint among .*weights\.pt"):
+        experiment(ckpt_path=str(tmp_path / "weights.pt"), seed_everything=5)
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize("blocked", ["runs", "run directory"])
+def test_a_directory_that_cannot_be_written(blocked: str, experiment: Any) -> None:
+    place = experiment.directory if blocked == "runs" else experiment.level().path.parent
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+    with pytest.raises(RunError, match="cannot be written"):
+        experiment()
+    assert experiment.num_built == 0
+
+
+def test_a_full_disk_leaves_what_was_saved(experiment: Any, tmp_path: Path) -> None:
+    whole = type(experiment)(tmp_path / "whole")()
+    level = interrupt(experiment, 1)
+    before = level.last_checkpoint.read_bytes()
+    (level.path / "last.ckpt.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"last\.ckpt") as caught:
+        experiment()
+    assert caught.value.errno == errno.ENOSPC
+    assert level.last_checkpoint.read_bytes() == before
+    experiment()  # the disk has room again
+    same_result(level, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.net.init_args.image_size": 8},
+            r"the network cannot take pictures of 1x6x6 \(channels x height x width\)",
+        ),
+        ({"model.net.init_args.in_channels": 3}, r"the network cannot take pictures of 1x6x6"),
+        ({"model.net.init_args.num_classes": 7}, "data has 3 classes: --model.net.num_classes 3"),
+        ({"trainer.max_epochs": None}, "say how long to train"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(changes: dict[str, Any], message: str, experiment: Any) -> None:
+    with pytest.raises(RunError, match=message) as caught:
+        experiment(**changes)
+    assert "\n" not in str(caught.value)
+    assert not experiment.level(**changes).last_checkpoint.exists()
+
+
+def test_a_network_without_a_path_leaves_no_record(experiment: Any) -> None:
+    changes = {"pruning.density": 0.004, "model.net.init_args.depth": 6}
+    for _ in range(2):
+        with pytest.raises(PruningError, match="no path leads"):
+            experiment(**changes)
+    assert not experiment.level(**changes).record.exists()
+
+
+# --- what the user sets for the Trainer
+
+
+def test_time_can_be_limited(experiment: Any) -> None:
+    level = experiment(**{"trainer.max_time": "00:00:00:00", "trainer.max_epochs": 50})
+    assert record_of(level)["epochs"] < 50
+
+
+def test_validation_every_second_epoch(experiment: Any) -> None:
+    """The last epoch is saved all the same; what was not measured in it is not in the record."""
+    changes = {"trainer.check_val_every_n_epoch": 2}
+    level = experiment(**changes)
+    assert checkpoint_of(level.last_checkpoint)["epoch"] == 2
+    assert [row["val_accuracy"] != "" for row in rows_of(level)] == [False, True, False]
+    assert record_of(level)["val_accuracy"] is None
+    assert record_of(level)["best_epoch"] == 2
+
+
+def test_without_validation_there_is_no_best_epoch(experiment: Any) -> None:
+    level = experiment(**{"data.init_args.val_size": 0})
+    record = record_of(level)
+    assert record["val_accuracy"] is record["test_accuracy_best"] is record["best_epoch"] is None
+    assert record["test_accuracy"] is not None
+    assert not level.best_checkpoint.exists()
+
+
+def test_without_a_test_there_is_a_record(experiment: Any) -> None:
+    assert record_of(experiment(**{"trainer.limit_test_batches": 0}))["test_accuracy"] is None
+
+
+def test_density_1_is_a_run_too(experiment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    level = experiment(**{"pruning.density": 1.0})
+    record = record_of(level)
+    assert record["density"] == record["effective_density"] == 1.0
+    assert record["zero_score_share"] is None
+    assert capsys.readouterr().out.split()[-1] == str(level.path.parent)
+
+
+class Look(Callback):
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.root, self.loggers = trainer.default_root_dir, trainer.loggers
+
+
+def test_no_logger_means_none(experiment: Any) -> None:
+    level = experiment(**LESS, **{"trainer.logger": False})
+    assert not list(level.path.glob("events*"))
+    assert len(rows_of(level)) == 2
+
+
+def test_what_the_user_set_stays(experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Look()
+    experiment.callbacks = [look]
+    level = experiment(**LESS)
+    assert look.root == str(level.path)
+
+    logger = CSVLogger(tmp_path / "own")
+    run_trainer = run_module.run_trainer
+    # an object: no part of a config that can be written
+    monkeypatch.setattr(run_module, "run_trainer", lambda given, *rest: run_trainer({**given, "logger": logger}, *rest))
+    with pytest.warns(UserWarning, match="no TensorBoardLogger"):
+        experiment(**LESS, **{"trainer.default_root_dir": str(tmp_path / "root"), "seed_everything": 3})
+    assert look.loggers == [logger]
+    assert look.root == str(tmp_path / "root")
+    assert (Path(logger.log_dir) / "metrics.csv").exists()
+
+
+# --- evaluate
+
+
+def test_the_last_checkpoint_can_be_measured_anew(experiment: Any, data: ImageDataModule) -> None:
+    def fresh() -> Any:
+        net = mlp(num_classes=3, in_channels=1, image_size=6, depth=2, width=8)
+        return experiment.config()["trainer"], Classifier(net, torch.optim.SGD), data, None
+
+    level = experiment()
+    record = record_of(level)
+    found = evaluate(level.path.parent, fresh)
+    for name in ("val_accuracy", "val_loss", "test_accuracy", "test_loss"):
+        assert found[name] == pytest.approx(record[name], rel=1e-6)
+    for damage in (cut, Path.unlink):
+        damage(level.last_checkpoint)
+        with pytest.raises(RunError, match=r"last\.ckpt is missing or damaged"):
+            evaluate(level.path.parent, fresh)
