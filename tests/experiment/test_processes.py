@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """\
 # A tiny run on generated pictures
 model:
-  net: {name: mlp, num_classes: 2, image_size: 6, width: 8, depth: 2}
+  net: {name: mlp, num_classes: 2, in_channels: 3, image_size: 6, width: 8, depth: 2}
   optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
 data: {name: image_folder, batch_size: 8, val_size: 8, augment: crop, padding: 1}
 pruning: {criterion: snip, density: 0.5}

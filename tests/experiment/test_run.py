@@ -219,18 +219,17 @@ def test_results_appear_while_the_run_goes_on(experiment: Any) -> None:
     assert seen[1][2] == {"val_accuracy": [5, 11], "train_loss": [5, 11]}
 
 
-def test_config_and_versions_are_there_before_anything_is_built(
-    experiment: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def look(*_: Any, **__: Any) -> None:
-        assert (experiment.level().path.parent / "config.yaml").exists()
-        assert (experiment.level().path.parent / "versions.yaml").exists()
-        raise Interrupted
+def test_config_and_versions_are_there_before_anything_is_scored(experiment: Any) -> None:
+    class LookAndStop(Callback):
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            names = {path.name for path in experiment.level().path.parent.iterdir()}
+            assert names == {"config.yaml", "versions.yaml", "level_00"}
+            raise Interrupted
 
-    monkeypatch.setattr(run_module, "seed_everything", look)
+    experiment.callbacks = [LookAndStop()]
     with pytest.raises(Interrupted):
         experiment()
-    assert experiment.num_built == 0
+    assert yaml.safe_load((experiment.level().path.parent / "config.yaml").read_text()) == experiment.config()
 
 
 def test_nothing_is_said_that_a_user_cannot_act_upon(
@@ -366,9 +365,8 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     cut(level.last_checkpoint)
     capsys.readouterr()
     experiment()
-    printed = capsys.readouterr()
-    assert f"{level.last_checkpoint} is damaged" in printed.err
-    assert f"resuming from {level.previous_checkpoint}, epoch 1, step 6" in printed.out
+    resuming = f"resuming from {level.previous_checkpoint}, epoch 1, step 6 ({level.last_checkpoint} is damaged)"
+    assert resuming in capsys.readouterr().out
     same_result(level, whole)
 
 
@@ -377,7 +375,7 @@ def test_without_a_whole_checkpoint_it_says_so_and_deletes_nothing(experiment: A
     for path in (level.last_checkpoint, level.previous_checkpoint):
         cut(path)
     before = {path: path.read_bytes() for path in level.path.iterdir()}
-    with pytest.raises(RunError, match=r"no whole checkpoint among .*last\.ckpt, .*previous\.ckpt") as caught:
+    with pytest.raises(RunError, match=r"damaged or no checkpoint: .*last\.ckpt, .*previous\.ckpt") as caught:
         experiment()
     assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in level.path.iterdir()} == before
@@ -422,7 +420,7 @@ def test_a_checkpoint_of_others_is_refused(experiment: Any, tmp_path: Path) -> N
     with pytest.raises(RunError, match=r"foreign\.ckpt was not written by a run of prunelab .*weights_from"):
         experiment(ckpt_path=str(tmp_path / "foreign.ckpt"), seed_everything=5)
     torch.save(content["state_dict"], tmp_path / "weights.pt")
-    with pytest.raises(RunError, match=r"no whole checkpoint among .*weights\.pt"):
+    with pytest.raises(RunError, match=r"damaged or no checkpoint: .*weights\.pt"):
         experiment(ckpt_path=str(tmp_path / "weights.pt"), seed_everything=5)
 
 
@@ -434,9 +432,12 @@ def test_a_directory_that_cannot_be_written(blocked: str, experiment: Any) -> No
     place = experiment.directory if blocked == "runs" else experiment.level().path.parent
     place.parent.mkdir(parents=True, exist_ok=True)
     place.touch()
+    steps = CountSteps()
+    experiment.callbacks = [steps]
     with pytest.raises(RunError, match="cannot be written"):
         experiment()
-    assert experiment.num_built == 0
+    assert steps.count == 0
+    assert place.is_file()
 
 
 def test_a_full_disk_leaves_what_was_saved(experiment: Any, tmp_path: Path) -> None:
@@ -471,12 +472,12 @@ def test_what_does_not_fit_is_said_before_training(changes: dict[str, Any], mess
     assert not experiment.level(**changes).last_checkpoint.exists()
 
 
-def test_a_network_without_a_path_leaves_no_record(experiment: Any) -> None:
+def test_a_network_without_a_path_leaves_nothing(experiment: Any) -> None:
     changes = {"pruning.density": 0.004, "model.net.init_args.depth": 6}
     for _ in range(2):
         with pytest.raises(PruningError, match="no path leads"):
             experiment(**changes)
-    assert not experiment.level(**changes).record.exists()
+    assert not list(experiment.directory.iterdir())
 
 
 # --- what the user sets for the Trainer
@@ -528,7 +529,9 @@ def test_no_logger_means_none(experiment: Any) -> None:
     assert len(rows_of(level)) == 2
 
 
-def test_what_the_user_set_stays(experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_set_stays(
+    experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     look = Look()
     experiment.callbacks = [look]
     level = experiment(**LESS)
@@ -538,8 +541,8 @@ def test_what_the_user_set_stays(experiment: Any, tmp_path: Path, monkeypatch: p
     run_trainer = run_module.run_trainer
     # an object: no part of a config that can be written
     monkeypatch.setattr(run_module, "run_trainer", lambda given, *rest: run_trainer({**given, "logger": logger}, *rest))
-    with pytest.warns(UserWarning, match="no TensorBoardLogger"):
-        experiment(**LESS, **{"trainer.default_root_dir": str(tmp_path / "root"), "seed_everything": 3})
+    experiment(**LESS, **{"trainer.default_root_dir": str(tmp_path / "root"), "seed_everything": 3})
+    assert "warning: the trainer has no TensorBoardLogger" in capsys.readouterr().err
     assert look.loggers == [logger]
     assert look.root == str(tmp_path / "root")
     assert (Path(logger.log_dir) / "metrics.csv").exists()

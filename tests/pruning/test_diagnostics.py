@@ -223,7 +223,13 @@ def test_layers_that_are_not_pruned_pass_everything() -> None:
 
 
 def test_deep_networks_do_not_overflow() -> None:
-    """The number of paths of ResNet-110 is beyond float32; whether there is one is not."""
+    """About 15^300 paths, more than float64 holds; whether there is one, it can tell."""
+    net = nn.Sequential(*(nn.Linear(30, 30, bias=False) for _ in range(300)))
+    masks = random_masks(net, 0.5)
+    assert effective_density(net, masks, torch.zeros(1, 30)) == masks.density
+
+
+def test_deep_residual_networks_do_not_overflow() -> None:
     net = resnet110()
     assert effective_density(net, dense(net), torch.zeros(1, 3, 8, 8)) == 1
 

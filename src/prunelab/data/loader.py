@@ -47,9 +47,7 @@ class TensorLoader:
                 f"use a multiple of {world_size}"
             )
         if len(indices) < world_size:
-            raise DataError(
-                f"{len(indices)} pictures cannot be shared by {world_size} devices: use fewer devices"
-            )
+            raise DataError(f"{len(indices)} pictures cannot be shared by {world_size} devices: use fewer devices")
         self.images, self.labels, self.indices = images, labels, indices
         self.normalise, self.augment = normalise, augment
         self.batch_size, self.seed = batch_size, seed

@@ -50,9 +50,7 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or padding < 0 or (val_size is not None and val_size < 0):
-            raise DataError(
-                f"batch_size {batch_size} has to be >= 1, padding {padding} and val_size {val_size} >= 0"
-            )
+            raise DataError(f"batch_size {batch_size} has to be >= 1, padding {padding} and val_size {val_size} >= 0")
         self.read = read
         self.batch_size = batch_size
         self.val_size = val_size
@@ -113,9 +111,7 @@ class ImageDataModule(LightningDataModule):
         """Float zeros (1, C, H, W), for shape and dtype."""
         return torch.zeros(1, *self.image_shape)
 
-    def scoring_batches(
-        self, samples_per_class: int = 10, batch_size: int = 256
-    ) -> list[tuple[Tensor, Tensor]]:
+    def scoring_batches(self, samples_per_class: int = 10, batch_size: int = 256) -> list[tuple[Tensor, Tensor]]:
         """Class-balanced (images, labels) of the training split on the CPU, normalised and un-augmented.
 
         The same at every call and on every rank: a function of `seed` and the split.
@@ -123,18 +119,14 @@ class ImageDataModule(LightningDataModule):
         """
         arrays, candidates = self.arrays, self.train_indices
         labels = arrays.train_labels.cpu()
-        chosen = candidates[
-            class_balanced(labels[candidates], samples_per_class, arrays.class_names, self.run_seed)
-        ]
+        chosen = candidates[class_balanced(labels[candidates], samples_per_class, arrays.class_names, self.run_seed)]
         images = arrays.train_images[chosen.to(arrays.train_images.device)].cpu()
         batches = zip(images.split(batch_size), labels[chosen].split(batch_size), strict=True)
         return [(self.normalise(x), y) for x, y in batches]
 
     def train_dataloader(self) -> TensorLoader:
         augment = RandomCropFlip(self.padding, self.augment == "crop_flip", self.run_seed)
-        keep_order = (
-            getattr(self.trainer, "overfit_batches", 0) > 0
-        )  # to overfit: the same batches again and again
+        keep_order = getattr(self.trainer, "overfit_batches", 0) > 0  # to overfit: the same batches again and again
         return self._loader(
             self.arrays.train_images,
             self.arrays.train_labels,

@@ -11,9 +11,7 @@ from prunelab.data.errors import DataError
 from prunelab.data.seeds import derive_seed
 
 
-def stratified_split(
-    labels: Tensor, val_size: int, class_names: Sequence[str], seed: int
-) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, val_size: int, class_names: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the training split and of the validation split, each in ascending order.
 
     Class c gives val_size * n_c / N pictures, rounded by largest remainder, so that the total is `val_size`.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, seed_everything
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from prunelab.experiment.errors import RunError
@@ -22,6 +23,7 @@ from prunelab.experiment.trainer import (
     seconds_training,
 )
 from prunelab.names import short_name
+from prunelab.pruning import PruningError
 from prunelab.pruning.diagnostics import count_leaked
 from prunelab.pruning.preflight import Preflight
 from prunelab.pruning.scoring import call_with, evaluation_mode
@@ -33,6 +35,9 @@ from prunelab.training.resume import read_checkpoint
 
 Config = Mapping[str, Any]
 Instantiate = Callable[[], tuple[dict[str, Any], Classifier, LightningDataModule, PruningAtInit]]
+
+# of several processes the first one speaks
+_say = rank_zero_only(print)
 
 
 def run(name: str, config: Config, instantiate: Instantiate, output_dir: str, ckpt_path: str | None = None) -> int:
@@ -48,15 +53,19 @@ def run(name: str, config: Config, instantiate: Instantiate, output_dir: str, ck
     level = run_dir.level(0)
     record = read_record(level.record)
     if record is not None and not _wants_more(record, config):
-        print(f"finished earlier, nothing to do (--trainer.max_epochs above {record['max_epochs']} trains on)\n")
-        print(run_table(record, str(run_dir.path)))
+        _say(f"finished earlier, nothing to do (--trainer.max_epochs above {record['max_epochs']} trains on)\n")
+        _say(run_table(record, str(run_dir.path)))
         return 0
-    run_dir.create(config, versions())
     checkpoint, step = _checkpoint_to_resume(level, config, ckpt_path)
-    with quiet_libraries():
-        record = _train(name, config, instantiate, level, checkpoint, step)
-    print()
-    print(run_table(record, str(run_dir.path)))
+    is_new = not run_dir.path.exists()
+    try:
+        with quiet_libraries():
+            record = _train(name, config, instantiate, run_dir, checkpoint, step)
+    except PruningError:
+        if is_new:  # refused before the first step: a directory without a result would only be in the way
+            run_dir.remove_unstarted()
+        raise
+    _say(f"\n{run_table(record, str(run_dir.path))}")
     return 0
 
 
@@ -76,15 +85,22 @@ def evaluate(run_dir: Path, instantiate: Instantiate) -> dict[str, float]:
 
 
 def _train(
-    name: str, config: Config, instantiate: Instantiate, level: LevelDir, checkpoint: Path | None, step: int
+    name: str, config: Config, instantiate: Instantiate, run_dir: RunDir, checkpoint: Path | None, step: int
 ) -> dict[str, Any]:
+    level = run_dir.level(0)
     seed = config["seed_everything"]
     seed_everything(seed, workers=True, verbose=False)
     arguments, model, data, pruning = instantiate()
     data.prepare_data()
     data.setup("fit")
     _check_network_fits(model.net, data)
-    trainer = run_trainer(arguments, config, pruning, level, step)
+    try:  # what torch and Lightning themselves object to, in one line and before anything is written
+        model.configure_optimizers()
+        trainer = run_trainer(arguments, config, pruning, level, step)
+    except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
+        raise RunError(f"optimizer, schedule or trainer: {' '.join(str(error).split())}") from error
+    if trainer.is_global_zero:
+        run_dir.create(config, versions())
     # weights_only: masks and states are tensors and plain values, so nothing in a checkpoint can run code
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     tested = _joined(trainer.test(model, datamodule=data, verbose=False))
@@ -109,7 +125,8 @@ def _train(
         "seed": seed,
         "versions": versions(),
     }
-    write_record(level.record, record)
+    if trainer.is_global_zero:
+        write_record(level.record, record)
     write_hparams(trainer.logger, dict(config), record)
     return record
 
@@ -121,10 +138,11 @@ def _checkpoint_to_resume(level: LevelDir, config: Config, given: str | None) ->
     """
     candidates = [Path(given)] if given else [level.last_checkpoint, level.previous_checkpoint]
     candidates = [path for path in candidates if path.exists()]
+    damaged: list[str] = []
     for path in candidates:
         content = read_checkpoint(path)
         if content is None:
-            print(f"{path} is damaged or no checkpoint", file=sys.stderr)
+            damaged.append(str(path))
             continue
         stored = ConfigInCheckpoint.of(content)
         if stored is None:
@@ -133,10 +151,11 @@ def _checkpoint_to_resume(level: LevelDir, config: Config, given: str | None) ->
             )
         if different := differing_keys(stored, config):
             raise RunError(f"{path} is of another configuration, they differ in {', '.join(different)}")
-        print(f"resuming from {path}, epoch {content['epoch'] + 1}, step {content['global_step']}", flush=True)
+        instead = f" ({', '.join(damaged)} is damaged)" if damaged else ""
+        _say(f"resuming from {path}, epoch {content['epoch'] + 1}, step {content['global_step']}{instead}", flush=True)
         return path, content["global_step"]
-    if candidates:
-        raise RunError(f"no whole checkpoint among {', '.join(map(str, candidates))}: delete them to start anew")
+    if damaged:
+        raise RunError(f"damaged or no checkpoint: {', '.join(damaged)} (delete what is damaged to start anew)")
     return None, 0
 
 

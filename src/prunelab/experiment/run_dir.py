@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ class RunDir:
             raise RunError(f"the run directory {self.path} cannot be written: {error.strerror}") from error
         if not os.access(self.path, os.W_OK) or not os.access(self.level(0).path, os.W_OK):
             raise RunError(f"the run directory {self.path} cannot be written: no permission")
+
+    def remove_unstarted(self) -> None:
+        """Remove the directory of a run that was refused before it had a checkpoint."""
+        if not self.level(0).last_checkpoint.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def read_config(self) -> dict[str, Any]:
         """Raises: RunError if there is none or it is damaged."""

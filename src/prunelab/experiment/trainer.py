@@ -14,6 +14,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from prunelab.experiment.run_dir import LevelDir
 from prunelab.report.metrics_csv import MetricsCsv
@@ -96,8 +97,8 @@ def measuring_trainer(arguments: Mapping[str, Any]) -> Trainer:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without Lightning's remarks about hardware and about loaders without workers (ours need none), and without
-    those that its own code earns from torch."""
+    """Warnings in one line each, without Lightning's remarks about hardware and about loaders without workers (ours
+    need none), and without those that its own code earns from torch."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -105,9 +106,11 @@ def quiet_libraries() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*Checkpoint directory.*exists and is not empty.*",
             ".*Total length of `list` across ranks is zero.*",  # no validation
+            ".*Total length of `list` across ranks is zero.*",  # no validation split, no validation loader
             r".*isinstance\(treespec, LeafSpec\).*is deprecated.*",
         ):
             warnings.filterwarnings("ignore", message)
+        warnings.showwarning = _warn_in_one_line
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         try:
@@ -115,6 +118,11 @@ def quiet_libraries() -> Iterator[None]:
         finally:
             for logger, before in zip(loggers, levels, strict=True):
                 logger.setLevel(before)
+
+
+@rank_zero_only
+def _warn_in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 class ConfigInCheckpoint(Callback):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics.functional.classification import multiclass_accuracy
 
 Batch = tuple[Tensor, Tensor]
 
@@ -71,9 +70,11 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        accuracy = multiclass_accuracy(logits.detach(), labels, num_classes=logits.shape[-1], average="micro")
+        accuracy = (logits.argmax(-1) == labels).float().mean()
         values = {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True, prog_bar=True)
+        # a float: Lightning averages the number of samples over the devices, and a whole number would be rounded down
+        num_samples: Any = float(len(labels))
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=num_samples, sync_dist=True, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -23,6 +23,4 @@ def read_digits() -> ImageArrays:
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     for digit in range(10):
         is_test[(labels == digit).nonzero().flatten()[-TEST_PICTURES_PER_CLASS:]] = True
-    return ImageArrays(
-        images[~is_test], labels[~is_test], images[is_test], labels[is_test], tuple("0123456789")
-    )
+    return ImageArrays(images[~is_test], labels[~is_test], images[is_test], labels[is_test], tuple("0123456789"))

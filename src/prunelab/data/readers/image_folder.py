@@ -20,18 +20,14 @@ def read_image_folder(root: str | Path, image_size: int | None = None) -> ImageA
     class_names, test_names = (_class_names(root / part) for part in ("train", "test"))
     if class_names != test_names:
         differ = ", ".join(sorted(set(class_names) ^ set(test_names)))
-        raise DataError(
-            f"{root}: train and test need the same class folders, but only one of them has {differ}"
-        )
+        raise DataError(f"{root}: train and test need the same class folders, but only one of them has {differ}")
     train, test = (_pictures(root, part, class_names) for part in ("train", "test"))
     return read_pictures(PictureFiles(root, train, test, class_names), image_size)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
-        raise DataError(
-            f"no folder {folder.absolute()}: an image folder holds train/<class>/* and test/<class>/*"
-        )
+        raise DataError(f"no folder {folder.absolute()}: an image folder holds train/<class>/* and test/<class>/*")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise DataError(f"{folder} is empty: it needs one folder of pictures per class")

@@ -122,9 +122,7 @@ def _decode(files: PictureFiles, image_size: int | None) -> ImageArrays:
     starts = range(0, len(paths), CHUNK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
         decoded = pool.map(decode_chunk, starts)
-        for _ in track(
-            decoded, f"decoding {files.root.name}", total=len(starts), console=Console(stderr=True)
-        ):
+        for _ in track(decoded, f"decoding {files.root.name}", total=len(starts), console=Console(stderr=True)):
             pass
     train, test = torch.from_numpy(images).split([len(files.train), len(files.test)])
     train_labels, test_labels = labels.split([len(files.train), len(files.test)])
@@ -136,9 +134,7 @@ def _decode_picture(path: Path, image_size: int | None) -> np.ndarray:
     try:
         picture = Image.open(BytesIO(path.read_bytes())).convert("RGB")
     except Exception as error:  # Pillow's decoders raise errors of a dozen types
-        raise DataError(
-            f"cannot read the picture {path} ({one_line(error)}): replace or delete it"
-        ) from error
+        raise DataError(f"cannot read the picture {path} ({one_line(error)}): replace or delete it") from error
     if image_size is not None:
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(picture).transpose(2, 0, 1)

@@ -42,9 +42,7 @@ def _archive(archive: Path, download: bool, url: str, md5: str) -> Path:
             raise unavailable(NAME, "no download, as download is false", archive, "no file")
         fetch(NAME, url, archive, md5)
     elif (found := checksum(archive)) != md5:
-        raise DataError(
-            f"{archive} is damaged (MD5 {found} instead of {md5}): delete it to have it downloaded"
-        )
+        raise DataError(f"{archive} is damaged (MD5 {found} instead of {md5}): delete it to have it downloaded")
     return archive
 
 
@@ -53,15 +51,11 @@ def _unpack(archive: Path, root: Path) -> None:
     part = root.with_name(f"{root.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(archive) as content:
-            for member in track(
-                content.infolist(), f"unpacking {archive.name}", console=Console(stderr=True)
-            ):
+            for member in track(content.infolist(), f"unpacking {archive.name}", console=Console(stderr=True)):
                 content.extract(member, part)
         os.replace(part / FOLDER, root)
     except OSError as error:
-        raise DataError(
-            f"cannot unpack {archive} beside it ({error}): make room or fix the permissions"
-        ) from error
+        raise DataError(f"cannot unpack {archive} beside it ({error}): make room or fix the permissions") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -69,9 +63,7 @@ def _unpack(archive: Path, root: Path) -> None:
 def _list_files(root: Path) -> PictureFiles:
     train_folder, annotations = root / "train", root / "val" / "val_annotations.txt"
     if not train_folder.is_dir() or not annotations.is_file():
-        raise DataError(
-            f"{root.absolute()} needs train/ and val/val_annotations.txt: delete it to have it made anew"
-        )
+        raise DataError(f"{root.absolute()} needs train/ and val/val_annotations.txt: delete it to have it made anew")
     class_names = tuple(sorted(path.name for path in train_folder.iterdir() if path.is_dir()))
     train: list[Picture] = []
     for label, name in enumerate(class_names):
@@ -87,9 +79,7 @@ def _list_test_files(root: Path, annotations: Path, class_names: tuple[str, ...]
         file_name, class_name = line.split("\t")[:2]
         path = root / "val" / "images" / file_name
         if class_name not in labels or not path.is_file():
-            raise DataError(
-                f"{annotations}: {file_name} of class {class_name} has no picture or no training class"
-            )
+            raise DataError(f"{annotations}: {file_name} of class {class_name} has no picture or no training class")
         stat = path.stat()
         test.append(Picture(f"val/images/{file_name}", labels[class_name], stat.st_size, stat.st_mtime_ns))
     return test
