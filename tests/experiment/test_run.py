@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import logging
+import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -351,6 +353,28 @@ def test_a_run_that_died_before_its_record_only_writes_that(
     assert steps.count == 0
     same_result(level, whole)
     assert record_of(level)["seconds_training"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_its_own_exit_code(number: signal.Signals, experiment: Any, tmp_path: Path) -> None:
+    """0, which Lightning gives after SIGTERM, would tell a scheduler that the run is finished."""
+
+    class Signal(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            if trainer.current_epoch == 1:
+                os.kill(os.getpid(), number)
+
+    whole = type(experiment)(tmp_path / "whole")()
+    experiment.callbacks = [Signal()]
+    handler = signal.getsignal(number)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            experiment()
+    finally:
+        signal.signal(number, handler)
+    assert caught.value.code == 128 + number
+    experiment.callbacks = []
+    same_result(experiment(), whole)
 
 
 def cut(path: Path) -> None:

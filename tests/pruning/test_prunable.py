@@ -142,3 +142,11 @@ def test_any_module_of_any_library() -> None:
             self.stages = nn.ModuleList([nn.Sequential(Scaled(1, 1, 1)), nn.ModuleDict({"x": nn.Linear(1, 1)})])
 
     assert prunable_names(Net()) == ["stages.0.0.weight", "stages.1.x.weight"]
+
+
+def test_a_wrapped_weight_may_be_excluded() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    nn.utils.parametrizations.weight_norm(net[0])
+    assert prunable_names(net, exclude=["0.*"]) == ["1.weight"]
+    with pytest.raises(PruningError, match=r"0 \(ParametrizedLinear\) computes its weight"):
+        prunable_names(net)

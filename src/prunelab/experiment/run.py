@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule, seed_everything
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor
 
 from prunelab.experiment.errors import RunError
@@ -45,7 +46,8 @@ def run(name: str, config: Config, instantiate: Instantiate, output_dir: str, ck
 
     name: of the config, first word of the directory's name. instantiate: makes fresh Trainer arguments, module, data
     module and pruning callback. ckpt_path: a checkpoint of this config to go on from, instead of the run's own.
-    Raises: RunError for a directory, checkpoint or network that does not go with the config.
+    Raises: RunError for a directory, checkpoint or network that does not go with the config; SystemExit with 128 + its
+    number when a signal ends the training, which the same call then takes up after the last whole epoch.
     """
     if config["trainer"].get("max_epochs") is None and config["trainer"].get("max_steps", -1) == -1:
         raise RunError("say how long to train: --trainer.max_epochs or --trainer.max_steps")
@@ -102,7 +104,11 @@ def _train(
     if trainer.is_global_zero:
         run_dir.create(config, versions())
     # weights_only: masks and states are tensors and plain values, so nothing in a checkpoint can run code
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as end:  # Lightning's own exit codes are 0 after SIGTERM and 1 after SIGINT
+        number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT
+        raise SystemExit(128 + number) from end
     tested = _joined(trainer.test(model, datamodule=data, verbose=False))
 
     if pruning.masks is None or pruning.preflight is None:

@@ -21,11 +21,11 @@ def prunable_names(net: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     `in_proj_weight`. `include` adds and `exclude` removes parameters by shell patterns (`head.*`, `*in_proj_weight`).
     Frozen weights count too; a tied weight appears once, under its first name.
 
-    Raises: PruningError if a pattern matches nothing, if nothing is left, or if a weight is not a plain parameter
-    (parametrizations, `torch.nn.utils.prune`, old-style weight norm, LoRA wrappers, lazy modules): masks are kept by
-    writing zeros into plain parameters, which such wrappers would undo.
+    Raises: PruningError if a pattern matches nothing, if nothing is left, or if a weight that is not excluded is no
+    plain parameter (parametrizations, `torch.nn.utils.prune`, old-style weight norm, LoRA wrappers, lazy modules):
+    masks are kept by writing zeros into plain parameters, which such wrappers would undo.
     """
-    _refuse_wrapped_weights(net)
+    _refuse_wrapped_weights(net, exclude)
     weights = {id(module.weight) for module in net.modules() if isinstance(module, PRUNABLE_MODULES)}
     parameters = dict(net.named_parameters())
     for pattern in (*include, *exclude):
@@ -61,8 +61,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _refuse_wrapped_weights(net: nn.Module) -> None:
+def _refuse_wrapped_weights(net: nn.Module, exclude: Sequence[str]) -> None:
     for path, module in net.named_modules():
+        if _matches(f"{path}.weight" if path else "weight", exclude):
+            continue
         where = f"{path or 'the network'} ({type(module).__name__})"
         if hasattr(module, "lora_A"):
             raise PruningError(f"{where} is a LoRA wrapper: merge it into a plain layer before pruning")
