@@ -105,7 +105,6 @@ def quiet_libraries() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",
             ".*Checkpoint directory.*exists and is not empty.*",
-            ".*Total length of `list` across ranks is zero.*",  # no validation
             ".*Total length of `list` across ranks is zero.*",  # no validation split, no validation loader
             r".*isinstance\(treespec, LeafSpec\).*is deprecated.*",
         ):
