@@ -123,10 +123,10 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
-        """Raises: PruningError if the file is not what `save` writes; OSError if it cannot be read."""
+        """Raises: PruningError if the file is damaged or not what `save` writes; FileNotFoundError if there is none."""
         try:
             return cls(torch.load(path, map_location="cpu", weights_only=True))
-        except OSError:
+        except FileNotFoundError:
             raise
         except Exception as error:  # bytes that are no masks may make the reader raise anything
             raise PruningError(f"{path} holds no masks or is damaged ({type(error).__name__})") from error

@@ -157,7 +157,7 @@ def write_hparams(logger: Logger | None, config: Mapping[str, Any], record: Mapp
     hparams = {"density_requested": record["density_requested"], **run_hparams(config)}
     writer = logger.experiment
     for tag, value in values.items():
-        writer.add_scalar(tag, value, record["epochs"])  # opens the file again that the end of fit closed
+        writer.add_scalar(tag, value, record["epochs"])
     experiment, start, end = hparams_summaries(hparams, values)
     for summary in (_headlines_first(experiment), start, end):
         writer.file_writer.add_summary(summary)
