@@ -24,7 +24,7 @@ from prunelab.compat.bolts import load_bolts
 from prunelab.config import Config, section
 from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
-from prunelab.experiment.run import run
+from prunelab.experiment.run import Instantiate, run
 from prunelab.messages import explain, keys_of
 from prunelab.models.errors import ModelError
 from prunelab.names import SHORT_NAMES, CommandError
@@ -97,12 +97,17 @@ def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
 def _run(name: str, parser: LightningArgumentParser, config: Namespace) -> int:
     plain = json.loads(parser.dump(config, format="json", skip_unset=False))
     output_dir, ckpt_path = plain.pop("output_dir"), plain.pop("ckpt_path")
+    return run(name, plain, instantiator(parser, config), output_dir, ckpt_path)
+
+
+def instantiator(parser: LightningArgumentParser, config: Namespace) -> Instantiate:
+    """What makes fresh objects of a resolved config: Trainer arguments, module, data module, pruning callback."""
 
     def instantiate() -> tuple[dict[str, Any], Classifier, LightningDataModule, PruningAtInit]:
         built = parser.instantiate(config)
         return vars(built.trainer), built.model, built.data, built.pruning
 
-    return run(name=name, config=plain, instantiate=instantiate, ckpt_path=ckpt_path, output_dir=output_dir)
+    return instantiate
 
 
 def _keep_data_shape(net: Config) -> None:

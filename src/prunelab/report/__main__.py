@@ -59,19 +59,14 @@ def _evaluate(run_dir: str) -> dict[str, float]:
     """Build the run's network and data again from its config, and measure the accuracies of its last checkpoint."""
     from pytorch_lightning import seed_everything
 
-    from prunelab.cli import USER_ERRORS, build_parser, resolve
+    from prunelab.cli import USER_ERRORS, build_parser, instantiator, resolve
     from prunelab.experiment.run import evaluate
 
     try:
         parser = build_parser()
         config = resolve(parser, RunDir(Path(run_dir)).read_config())
         seed_everything(config.seed_everything, verbose=False)  # the validation split is drawn from it
-
-        def instantiate() -> tuple[dict[str, Any], Any, Any, Any]:
-            built = parser.instantiate(config)
-            return vars(built.trainer), built.model, built.data, built.pruning
-
-        metrics = evaluate(Path(run_dir), instantiate)
+        metrics = evaluate(Path(run_dir), instantiator(parser, config))
     except USER_ERRORS as error:
         raise RunError(str(error)) from error
     return {name: value for name, value in metrics.items() if name.endswith("accuracy")}

@@ -24,8 +24,8 @@ class KeepPruned(Callback):
     catches what moves a weight without a gradient. Copies that Lightning's weight averaging made before pruning are
     masked once; averages of zeros stay zero. Weights stay plain parameters: nothing is renamed or replaced.
 
-    masks: None takes those of the PruningAtInit among the trainer's callbacks. net: attribute of the LightningModule
-    that holds the network; None means that of PruningAtInit.
+    masks: None takes those of the PruningAtInit (or any callback with `masks`) in the trainer. net: attribute of the
+    LightningModule that holds the network; None means that callback's.
     Raises: PruningError if there are no masks; RuntimeError at the end of an epoch if a pruned weight is not 0.
     """
 
@@ -73,13 +73,12 @@ class KeepPruned(Callback):
         self._weights, self._factors, self._handles = [], [], []
 
     def _masks_and_path(self, trainer: Trainer) -> tuple[Masks, str]:
-        from prunelab.training.pruning_at_init import PruningAtInit  # which asks for this class
-
-        pruning = next((c for c in trainer.callbacks if isinstance(c, PruningAtInit)), None)  # type: ignore[attr-defined]
-        masks = self.masks if self.masks is not None else pruning.masks if pruning is not None else None
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        pruning: Any = next((c for c in others if isinstance(getattr(c, "masks", None), Masks)), None)
+        masks = pruning.masks if self.masks is None and pruning is not None else self.masks
         if masks is None:
             raise PruningError("KeepPruned has no masks: give it some, or put PruningAtInit among the callbacks")
-        path = self.net if self.net is not None else pruning.net if pruning is not None else "net"
+        path = self.net if self.net is not None else getattr(pruning, "net", "net")
         return masks, path
 
     def _zero_slots(self, optimizer: Optimizer) -> None:
