@@ -82,4 +82,5 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path, capsys: p
     for record in records:
         assert record.pop("seconds_scoring") > 0
         assert record.pop("seconds_training") > 0
+        assert record.pop("latency_ms") > 0
     assert records[0] == records[1]

@@ -56,7 +56,7 @@ def events_of(level: LevelDir) -> EventAccumulator:
 
 
 def same_result(one: LevelDir, other: LevelDir) -> None:
-    """Weights, optimizer, schedule, masks, metrics and record of two runs, bit for bit; their seconds differ."""
+    """Weights, optimizer, schedule, masks, metrics and record of two runs, bit for bit; their times differ."""
     first, second = checkpoint_of(one.last_checkpoint), checkpoint_of(other.last_checkpoint)
     assert first["state_dict"].keys() == second["state_dict"].keys()
     assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
@@ -69,7 +69,7 @@ def same_result(one: LevelDir, other: LevelDir) -> None:
     assert one.metrics.read_bytes() == other.metrics.read_bytes()
     records = [record_of(level) for level in (one, other)]
     for record in records:
-        for key in ("seconds_scoring", "seconds_training"):
+        for key in ("seconds_scoring", "seconds_training", "latency_ms"):
             assert record.pop(key) >= 0
     assert records[0] == records[1]
 

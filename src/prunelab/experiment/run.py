@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from torch import Tensor
 
 from prunelab.experiment.errors import RunError
+from prunelab.experiment.footprint import footprint
 from prunelab.experiment.records import read_record, versions, write_record
 from prunelab.experiment.run_dir import LevelDir, RunDir, differing_keys
 from prunelab.experiment.trainer import (
@@ -119,6 +120,7 @@ def _train(
         **_budget(pruning.preflight),
         "masks_digest": pruning.masks.digest(),
         "leaked_weights": count_leaked(model.net, pruning.masks),
+        **(footprint(model.net, data.example_input()) if hasattr(data, "example_input") else {}),
         **_last_epoch(level),
         "test_accuracy": tested.get("test_accuracy"),
         "test_loss": tested.get("test_loss"),

@@ -32,6 +32,7 @@ def run_table(record: Mapping[str, Any], run_dir: str, evaluated: Mapping[str, f
     dense, masked = record["macs_dense"], record["macs_masked"]
     rows |= {
         "MACs per example": f"{dense:,} dense -> {masked:,} masked, in theory (x {masked / dense:.4f})",
+        "measured": _footprint(record),
         "": "Compacted: the network itself is smaller." if record.get("compacted") else SIMULATION,
         "leaked weights": f"{record['leaked_weights']:,}",
         "seconds": f"{record['seconds_scoring']:.1f} scoring, {record['seconds_training']:.1f} training",
@@ -79,6 +80,13 @@ def _budget_lines(record: Mapping[str, Any]) -> list[str]:
     ):
         lines.append(f"{label:<19}{cell(kept, prunable):>18}{cell(kept + unprunable, parameters):>18}")
     return lines
+
+
+def _footprint(record: Mapping[str, Any]) -> str:
+    if record.get("latency_ms") is None:
+        return "not measured"
+    latency = f"{record['latency_ms']:.2f} ms for one example ({record['latency_threads']} threads)"
+    return f"{latency}, {record['weight_bytes'] / 1e6:.2f} MB of weights"
 
 
 def _dead_layers(names: list[str]) -> str:
