@@ -9,6 +9,7 @@ from pathlib import Path
 
 if importlib.util.find_spec("prunelab") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+sys.path.append(str(Path.cwd()))  # for import paths of the user's own
 
 
 def main(argv: list[str]) -> int:

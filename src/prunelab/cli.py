@@ -72,7 +72,8 @@ def build_parser() -> LightningArgumentParser:
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(Classifier, "model")
     parser.add_argument("--data", type=LightningDataModule, required=True)
-    parser.add_lightning_class_args(PruningAtInit, "pruning")
+    # loss and batches are Python objects, for scripts
+    parser.add_class_arguments(PruningAtInit, "pruning", skip={"loss", "batches"}, sub_configs=True)
     return parser
 
 
@@ -97,7 +98,8 @@ def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
 def _run(name: str, parser: LightningArgumentParser, config: Namespace) -> int:
     plain = json.loads(parser.dump(config, format="json", skip_unset=False))
     output_dir, ckpt_path = plain.pop("output_dir"), plain.pop("ckpt_path")
-    return run(name, plain, instantiator(parser, config), output_dir, ckpt_path)
+    objects = instantiator(parser, config)
+    return run(name=name, config=plain, instantiate=objects, output_dir=output_dir, ckpt_path=ckpt_path)
 
 
 def instantiator(parser: LightningArgumentParser, config: Namespace) -> Instantiate:

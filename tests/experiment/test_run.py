@@ -20,6 +20,7 @@ from torch import Tensor
 
 import prunelab.experiment.run as run_module
 from prunelab.data import ImageDataModule
+from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.run import evaluate
 from prunelab.experiment.run_dir import LevelDir
@@ -270,11 +271,12 @@ def test_a_finished_run_is_not_trained_again(experiment: Any, capsys: pytest.Cap
     }
     num_built = experiment.num_built
     experiment()
-    experiment(**LESS)
+    with pytest.raises(RunError, match="has already trained 3 epochs, more than the 2 asked for"):
+        experiment(**{"trainer.max_epochs": 2})
     experiment(**{"pruning.density": None, "pruning.compression_ratio": 10})
     printed = capsys.readouterr().out
     assert experiment.num_built == num_built
-    assert printed.count("finished earlier, nothing to do (--trainer.max_epochs above 3 trains on)") == 3
+    assert printed.count("finished earlier, nothing to do (--trainer.max_epochs above 3 trains on)") == 2
     assert table.strip() in printed
     assert printed.split()[-1] == str(level.path.parent)
     after = {
@@ -510,6 +512,27 @@ def test_a_network_without_a_path_leaves_nothing(experiment: Any) -> None:
 def test_time_can_be_limited(experiment: Any) -> None:
     level = experiment(**{"trainer.max_time": "00:00:00:00", "trainer.max_epochs": 50})
     assert record_of(level)["epochs"] < 50
+    assert record_of(level)["out_of_time"]
+
+
+def test_a_run_that_ran_out_of_time_goes_on(experiment: Any) -> None:
+    experiment(**{"trainer.max_time": "00:00:00:00"})
+    level = experiment(**{"trainer.max_time": None})
+    assert record_of(level)["epochs"] == 3
+    assert not record_of(level)["out_of_time"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_true_precisions_get_to_their_record(precision: str, experiment: Any) -> None:
+    level = experiment(**{"trainer.precision": precision})
+    assert record_of(level)["leaked_weights"] == 0
+    assert record_of(level)["latency_ms"] > 0
+
+
+def test_a_run_refused_by_its_data_leaves_nothing(experiment: Any) -> None:
+    with pytest.raises(DataError, match="samples_per_class is 1000"):
+        experiment(**{"pruning.samples_per_class": 1000})
+    assert not experiment.directory.exists() or list(experiment.directory.iterdir()) == []
 
 
 def test_validation_every_second_epoch(experiment: Any) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.models import resnet20, resnet110
-from prunelab.pruning import Masks, PruningError
+from prunelab.pruning import Masks, PruningError, score
+from prunelab.pruning.criteria import synflow
 from prunelab.pruning.diagnostics import (
     collapsed_layers,
     count_leaked,
@@ -18,6 +19,7 @@ from prunelab.pruning.diagnostics import (
     mask_overlap,
     zero_score_share,
 )
+from prunelab.pruning.preflight import preflight
 
 from .nets import Residual, chain, dense, mlp, random_masks, residual, two_by_two, vgg_like
 
@@ -383,3 +385,59 @@ def test_counting_leaves_no_trace() -> None:
 def test_chain_of_given_weights() -> None:
     """The helper these tests rest on."""
     assert [tuple(parameter.shape) for parameter in chain([[1, 2]], [[3], [4]]).parameters()] == [(1, 2), (2, 1)]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.attention(tokens, tokens, tokens)[0]).mean((0, 1))[None]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_macs_of_attention(batch_first: bool) -> None:
+    net = SelfAttention(batch_first)
+    tokens = torch.zeros(1, 5 if batch_first else 1, 4)
+    num_tokens = tokens.numel() // 4
+    # three projections and the output's, 4 x 4 weights each, and the head's 12, once per token
+    assert count_macs(net, tokens) == num_tokens * (3 * 16 + 16 + 12)
+    in_proj = torch.zeros(12, 4, dtype=torch.bool)
+    in_proj[4] = True  # one row of the keys' projection
+    out_proj = torch.eye(4, dtype=torch.bool)
+    masks = Masks({"attention.in_proj_weight": in_proj, "attention.out_proj.weight": out_proj})
+    assert count_macs(net, tokens, masks) == num_tokens * (4 + 4 + 12)
+
+
+def test_recurrent_layers_are_not_followed() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lower, self.cell, self.head = nn.Linear(3, 4), nn.LSTM(4, 4), nn.Linear(4, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.cell(self.lower(inputs))[0])
+
+    net = Recurrent()
+    with pytest.raises(PruningError, match="paths through lstm cannot be followed"):
+        effective_density(net, Masks.dense(net, ["lower.weight"]), torch.zeros(1, 3))
+
+
+def test_a_network_that_casts_has_no_effective_density_but_a_report() -> None:
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer((inputs - 0.1).float())
+
+    net, example = Casts(), torch.zeros(1, 3)
+    masks = Masks.dense(net, ["layer.weight"])
+    with pytest.raises(PruningError, match=r"the network cannot be run in torch.float64"):
+        effective_density(net, masks, example)
+    assert preflight(net, masks, example, density_requested=1.0).effective_density is None
+    with pytest.raises(PruningError, match=r"the network cannot be run in torch.float64"):
+        score(net, synflow, example_input=example)

@@ -133,6 +133,7 @@ def record() -> dict[str, Any]:
         "layer_densities": {"a.weight": 0.5, "b.weight": 0.0, "c.weight": 0.2},
         "collapsed_layers": ["b.weight"],
         "latency_ms": 1.2567,
+        "latency_device": "cpu",
         "latency_threads": 2,
         "weight_bytes": 1_096_416,
         "leaked_weights": 0,

@@ -20,7 +20,7 @@ def test_one_row_per_epoch_with_empty_cells_for_what_was_not_measured(fit, tmp_p
     trainer = fit([MetricsCsv(path)], max_epochs=3, check_val_every_n_epoch=2)
     rows = read(path)
     assert list(rows[0]) == ["epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["step"] for row in rows] == ["3", "6", "9"]
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.1, 0.05, 0.025])
     assert [bool(row["val_accuracy"]) for row in rows] == [False, True, False]

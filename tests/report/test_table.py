@@ -18,7 +18,7 @@ dead layers          1: b.weight
 validation accuracy  0.7500
 test accuracy        0.5000
 MACs per example     40,000 dense -> 3,000 masked, in theory (x 0.0750)
-measured             1.26 ms for one example (2 threads), 1.10 MB of weights
+measured             1.26 ms for one example (cpu, 2 threads), 1.10 MB of weights
                      Masking is a simulation: the network is neither faster nor smaller until it is compacted.
 leaked weights       0
 seconds              1.2 scoring, 60.0 training

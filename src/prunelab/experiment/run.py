@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor
 
+from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.footprint import footprint
 from prunelab.experiment.records import read_record, versions, write_record
@@ -20,6 +21,7 @@ from prunelab.experiment.run_dir import LevelDir, RunDir, differing_keys
 from prunelab.experiment.trainer import (
     ConfigInCheckpoint,
     measuring_trainer,
+    out_of_time,
     quiet_libraries,
     run_trainer,
     seconds_training,
@@ -56,6 +58,12 @@ def run(name: str, config: Config, instantiate: Instantiate, output_dir: str, ck
     level = run_dir.level(0)
     record = read_record(level.record)
     if record is not None and not _wants_more(record, config):
+        asked = config["trainer"].get("max_epochs")
+        if asked is not None and asked < record["epochs"]:
+            raise RunError(
+                f"{run_dir.path} has already trained {record['epochs']} epochs, more than the {asked} asked for: "
+                "give another --output_dir"
+            )
         _say(f"finished earlier, nothing to do (--trainer.max_epochs above {record['max_epochs']} trains on)\n")
         _say(run_table(record, str(run_dir.path)))
         return 0
@@ -64,7 +72,7 @@ def run(name: str, config: Config, instantiate: Instantiate, output_dir: str, ck
     try:
         with quiet_libraries():
             record = _train(name, config, instantiate, run_dir, checkpoint, step)
-    except PruningError:
+    except (PruningError, DataError, RunError):
         if is_new:  # refused before the first step: a directory without a result would only be in the way
             run_dir.remove_unstarted()
         raise
@@ -129,6 +137,7 @@ def _train(
         "seconds_training": seconds_training(trainer),
         "epochs": trainer.current_epoch,
         "max_epochs": trainer.max_epochs,
+        "out_of_time": out_of_time(trainer),
         "steps": trainer.global_step,
         "seed": seed,
         "versions": versions(),
@@ -223,6 +232,8 @@ def _joined(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _wants_more(record: Mapping[str, Any], config: Config) -> bool:
-    """Whether a finished run is asked for more epochs than it was trained for."""
-    max_epochs = config["trainer"].get("max_epochs")
-    return max_epochs is not None and max_epochs > record["max_epochs"]
+    """Whether a run with a record is asked for more epochs than it was asked for then, or ran out of its max_time."""
+    asked = config["trainer"].get("max_epochs")
+    if asked is None:
+        return False
+    return asked > record["max_epochs"] or (record["out_of_time"] and asked > record["epochs"])

@@ -27,8 +27,8 @@ from prunelab.pruning.density import density_from
 _HARMLESS = {
     "trainer": {
         *("accelerator", "strategy", "devices", "num_nodes", "max_epochs", "max_time", "logger", "profiler"),
-        *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "log_every_n_steps"),
-        *("default_root_dir", "num_sanity_val_steps", "enable_autolog_hparams", "barebones"),
+        *("enable_progress_bar", "enable_model_summary", "log_every_n_steps"),
+        *("default_root_dir", "num_sanity_val_steps", "enable_autolog_hparams"),
     },
     "data.init_args": {"data_dir", "download", "num_workers", "device", "cache_dir", "cache", "pin_memory"},
     "pruning": {"on_collapse"},

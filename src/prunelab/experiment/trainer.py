@@ -80,7 +80,17 @@ def run_trainer(
 
 def seconds_training(trainer: Trainer) -> float:
     """Seconds from the start to the end of training, validation included, over all resumptions."""
-    return next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")  # type: ignore[attr-defined]
+    return _timer(trainer).time_elapsed("train")
+
+
+def out_of_time(trainer: Trainer) -> bool:
+    """Whether `max_time` was set and ended the training."""
+    remaining = _timer(trainer).time_remaining("train")
+    return remaining is not None and remaining <= 0
+
+
+def _timer(trainer: Trainer) -> Timer:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
 
 
 def measuring_trainer(arguments: Mapping[str, Any]) -> Trainer:

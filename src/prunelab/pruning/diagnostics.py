@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.pruning.errors import PruningError
 from prunelab.pruning.masks import Masks
 from prunelab.pruning.scoring import call_with, evaluation_mode
-from prunelab.pruning.surrogate import PositiveLinear
+from prunelab.pruning.surrogate import surrogate_output
 
 
 def collapsed_layers(masks: Masks) -> list[str]:
@@ -26,7 +25,7 @@ def effective_masks(net: nn.Module, masks: Masks, example_input: Tensor) -> Mask
     A yes-or-no signal is sent through the network and back (path counts would overflow): a weight counts if a signal
     reaches its input and one from its output reaches the network's output. Layers that may not be pruned pass all.
     Kernel taps that see nothing but padding are on no path.
-    Raises: PruningError if the network's signal cannot be followed (attention and other products of signals).
+    Raises: PruningError if the network's signal cannot be followed (attention, recurrent layers), or not in float64.
     Reference: Vysogorets, Kempe 2021, "Connectivity Matters", arXiv 2107.02306.
     """
     device, dtype = next(iter(masks.values())).device, torch.float64  # fast float32 convolutions keep no exact zeros
@@ -37,10 +36,7 @@ def effective_masks(net: nn.Module, masks: Masks, example_input: Tensor) -> Mask
     if inputs.is_floating_point():
         inputs = torch.ones_like(inputs, dtype=dtype)
     with evaluation_mode(net):
-        with PositiveLinear(reachability=True):
-            output = call_with(net, {**others, **buffers, **weights}, inputs)
-        if not isinstance(output, Tensor):
-            raise PruningError(f"the network returns a {type(output).__name__}, one tensor is needed")
+        output = surrogate_output(net, {**others, **buffers, **weights}, inputs, reachability=True)
         gradients = torch.autograd.grad(output.sum(), list(weights.values()), materialize_grads=True)
     return Masks({n: mask & (gradient > 0) for (n, mask), gradient in zip(masks.items(), gradients, strict=True)})
 
@@ -51,24 +47,41 @@ def effective_density(net: nn.Module, masks: Masks, example_input: Tensor) -> fl
 
 
 def count_macs(net: nn.Module, example_input: Tensor, masks: Mapping[str, Tensor] | None = None) -> int:
-    """Multiply-adds of one example: for every convolution and linear module, kept weights times output positions.
+    """Multiply-adds of one example: kept weights times positions, of every convolution, linear layer and attention.
 
-    One multiply-add counts 1; biases, norms, pooling and functional calls outside such modules count nothing; padding
-    counts as a position like any other. A module that is called twice counts twice. Without masks: all weights.
-    This is theory: a masked network still multiplies its zeros unless it is compacted.
+    One multiply-add counts 1; biases, norms, pooling, products of signals (attention's scores) and functional calls
+    outside such modules count nothing; padding counts as a position like any other. A module that is called twice
+    counts twice. Without masks: all weights. Theory: a masked network still multiplies its zeros until it is compacted.
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     total = 0
 
+    def num_kept(weight: Tensor, part: slice = slice(None)) -> int:
+        mask = None if masks is None else masks.get(names[id(weight)])
+        return weight[part].numel() if mask is None else int(mask[part].sum())
+
     def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        weight = module.weight
-        mask = None if masks is None else masks.get(names[id(weight)])
-        num_weights = weight.numel() if mask is None else int(mask.sum())
-        total += num_weights * _num_positions(module, inputs[0], output)
+        total += num_kept(module.weight) * _num_positions(module, inputs[0], output)
+
+    def count_attention(module: Any, inputs: tuple[Tensor, ...], keywords: dict[str, Any], output: Any) -> None:
+        nonlocal total
+        signals = (*inputs, *(keywords[key] for key in ("query", "key", "value") if key in keywords))[:3]
+        tokens = [signal.numel() // signal.shape[-1] for signal in signals]
+        width = module.embed_dim
+        for index, projection in enumerate((module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)):
+            packed = slice(index * width, (index + 1) * width)
+            kept = num_kept(module.in_proj_weight, packed) if projection is None else num_kept(projection)
+            total += kept * tokens[index]
+        total += num_kept(module.out_proj.weight) * tokens[0]
 
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     handles = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, layers)]
+    handles += [
+        module.register_forward_hook(count_attention, with_kwargs=True)
+        for module in net.modules()
+        if isinstance(module, nn.MultiheadAttention)
+    ]
     try:
         with evaluation_mode(net), torch.no_grad():
             call_with(net, {}, example_input)

@@ -55,6 +55,7 @@ _ADAPTIVE_MAX_POOLS = {
 }
 _UNFOLLOWABLE = {
     *(F.scaled_dot_product_attention, F.multi_head_attention_forward),
+    *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.lstm_cell, torch.gru_cell),
     *(F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices),
 }
 # where the affine factor of a norm stands, if it is not among the arguments called `weight`
@@ -178,17 +179,17 @@ def surrogate_tensors(
     return {**others, **buffers, **weights}
 
 
-def surrogate_output(
-    net: nn.Module,
-    tensors: Mapping[str, Tensor],
-    inputs: Tensor,
-    *,
-    activations: str = "identity",
-    power: int = 1,
-) -> Tensor:
-    """Output of the positive linear network. Raises: PruningError if it is not one tensor."""
-    with PositiveLinear(activations=activations, power=power):
-        output = call_with(net, tensors, inputs)
+def surrogate_output(net: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, **options: Any) -> Tensor:
+    """Output of the positive linear network; options are those of `PositiveLinear`.
+
+    Raises: PruningError if it is not one tensor, or if the network cannot be run in the precision of `tensors`.
+    """
+    try:
+        with PositiveLinear(**options):
+            output = call_with(net, tensors, inputs)
+    except RuntimeError as error:  # a forward that casts, or makes constants of a precision of its own
+        dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+        raise PruningError(f"the network cannot be run in {dtype}: {str(error).splitlines()[0]}") from error
     if not isinstance(output, Tensor):
         raise PruningError(f"the network returns a {type(output).__name__}, one tensor is needed")
     return output

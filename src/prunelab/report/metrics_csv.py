@@ -24,7 +24,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, str]]:
 class MetricsCsv(Callback):
     """Append one row to the file at `path` after every epoch.
 
-    Its columns: epoch, optimizer step, learning rate, losses and accuracies (fractions). What was not
+    Its columns: epoch, counted from 1, optimizer step, learning rate, losses and accuracies (fractions). What was not
     measured in an epoch is an empty cell. A resumed training first drops the rows of the epochs that it will
     run again, so that the file equals an uninterrupted run's; nothing in it depends on the clock.
     """
@@ -35,7 +35,7 @@ class MetricsCsv(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self._write([row for row in read_metrics(self.path) if int(row["epoch"]) < trainer.current_epoch])
+            self._write([row for row in read_metrics(self.path) if int(row["epoch"]) <= trainer.current_epoch])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = False
@@ -47,7 +47,7 @@ class MetricsCsv(Callback):
         values = epoch_metrics(trainer, validated=self._validated)
         if not trainer.is_global_zero:
             return
-        row = {"epoch": str(trainer.current_epoch), "step": str(trainer.global_step)}
+        row = {"epoch": str(trainer.current_epoch + 1), "step": str(trainer.global_step)}
         row |= {name: f"{value:.8g}" for name, value in values.items()}
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, COLUMNS, restval="").writerow(row)

@@ -85,8 +85,8 @@ def _budget_lines(record: Mapping[str, Any]) -> list[str]:
 def _footprint(record: Mapping[str, Any]) -> str:
     if record.get("latency_ms") is None:
         return "not measured"
-    latency = f"{record['latency_ms']:.2f} ms for one example ({record['latency_threads']} threads)"
-    return f"{latency}, {record['weight_bytes'] / 1e6:.2f} MB of weights"
+    where = f"{record['latency_device']}, {record['latency_threads']} threads"
+    return f"{record['latency_ms']:.2f} ms for one example ({where}), {record['weight_bytes'] / 1e6:.2f} MB of weights"
 
 
 def _dead_layers(names: list[str]) -> str:

@@ -33,7 +33,8 @@ class PruningAtInit(Callback):
     """Score the network, select, check, set the zeros and report, when `fit` starts; `KeepPruned` then holds the zeros.
 
     Exactly one of density, sparsity, compression_ratio. rounds: None means the criterion's own. include, exclude:
-    shell patterns of parameter names (`prunable_names`). on_collapse: what to do when a layer keeps no weight.
+    shell pattern or patterns of parameter names to add and to leave out (`prunable_names`). on_collapse: what to do
+    when a layer keeps no weight.
     net: dotted attribute of the LightningModule that holds the network, "" for the module itself.
     loss: (outputs, labels) -> mean loss, for criteria that need it; None means cross-entropy.
     batches: (inputs, labels) pairs to score with; None means the data module's `scoring_batches()`, un-augmented, or
@@ -60,8 +61,8 @@ class PruningAtInit(Callback):
         scope: Scope = "global",
         allocation: Allocation | None = None,
         min_layer_density: float = 0.0,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         samples_per_class: int | None = None,
         on_collapse: Literal["warn", "fail"] = "warn",
         net: str = "net",
@@ -77,8 +78,8 @@ class PruningAtInit(Callback):
         self.scope = scope
         self.allocation = allocation
         self.min_layer_density = min_layer_density
-        self.include = list(include)
-        self.exclude = list(exclude)
+        self.include = [include] if isinstance(include, str) else list(include)
+        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
         self.samples_per_class = samples_per_class
         self.on_collapse = on_collapse
         self.net = net
