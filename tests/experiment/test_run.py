@@ -141,7 +141,7 @@ def test_what_a_finished_run_leaves(
     assert record["seconds_training"] > 0
     assert record["versions"]["torch"] == yaml.safe_load((level.path.parent / "versions.yaml").read_text())["torch"]
 
-    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["step"] for row in rows] == ["6", "12", "18"]
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.05, 0.05, 0.005], rel=1e-6)
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):

@@ -18,8 +18,8 @@ def prunable_names(net: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     """Names (as in `net.named_parameters()`, same order) of the parameters that pruning may touch.
 
     By default every convolution's and linear layer's `weight`; not biases, norms, embeddings, or attention's packed
-    `in_proj_weight`. `include` adds and `exclude` removes parameters by shell patterns (`head.*`, `*in_proj_weight`); what is
-    included by name is taken as it is, biases and norms too: prefer patterns that end in `weight`.
+    `in_proj_weight`. `include` adds and `exclude` removes parameters by shell patterns (`head.*`, `*in_proj_weight`).
+    What a pattern includes is taken as it is, biases and norms too: prefer patterns that end in `weight`.
     Frozen weights count too; a tied weight appears once, under its first name.
 
     Raises: PruningError if a pattern matches nothing, if nothing is left, or if a weight that is not excluded is no
