@@ -39,7 +39,7 @@ def test_a_row_is_on_the_disk_before_the_next_epoch(fit, tmp_path):
     assert seen == [0, 1, 2]
 
 
-@pytest.mark.parametrize("tail", ["", "2,9,0.0", "2,9,0.025,1.0,,1.0,0.3\r\n3,12,0.01,1.0,,1.0,0.3\r\n"])
+@pytest.mark.parametrize("tail", ["", "2,9,0.0", "3,9,0.025,1.0,,1.0,0.3\r\n4,12,0.01,1.0,,1.0,0.3\r\n"])
 def test_resumed_equals_uninterrupted(fit, tmp_path, tail):
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
     fit([MetricsCsv(whole)], max_epochs=4)
