@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -50,8 +51,8 @@ def main() -> None:
             criterion = SynFlow(rounds=options.rounds, precision=precision)
             pairs = [
                 (
-                    seconds(lambda: prune(net, criterion, density=options.density, example_input=example)),  # noqa: B023
-                    seconds(lambda: bare_passes(bare, example.to(dtype), options.rounds)),  # noqa: B023
+                    seconds(partial(prune, net, criterion, density=options.density, example_input=example)),
+                    seconds(partial(bare_passes, bare, example.to(dtype), options.rounds)),
                 )
                 for _ in range(options.turns)
             ]

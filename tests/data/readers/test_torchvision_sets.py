@@ -16,6 +16,7 @@ from torchvision.datasets import mnist as torchvision_mnist
 
 from prunelab.data.arrays import ImageArrays
 from prunelab.data.errors import DataError
+from prunelab.data.readers import torchvision_sets
 from prunelab.data.readers.torchvision_sets import (
     read_cifar10,
     read_cifar100,
@@ -104,3 +105,24 @@ def test_a_damaged_download_is_a_data_error(tmp_path: Path) -> None:
             (raw / f"{part}-{kind}-ubyte").write_bytes(gzip.compress(b"page not found"))
     with pytest.raises(DataError, match="MNIST"):
         read_mnist(tmp_path, download=False)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failed_download_leaves_no_folder_of_its_own(
+    exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tmp_path / "data"
+    if exists:
+        data_dir.mkdir()
+
+    def offline(root: Path, **_: object) -> None:
+        (Path(root) / "MNIST" / "raw").mkdir(parents=True)
+        raise OSError("no network")
+
+    monkeypatch.setattr(offline, "mirrors", ["somewhere"], raising=False)
+    monkeypatch.setattr(offline, "__name__", "MNIST")
+    monkeypatch.setattr(torchvision_sets, "MNIST", offline)
+    with pytest.raises(DataError, match="no network"):
+        torchvision_sets.read_mnist(data_dir)
+    assert list(tmp_path.iterdir()) == ([data_dir] if exists else [])
+    assert not exists or list(data_dir.iterdir()) == []

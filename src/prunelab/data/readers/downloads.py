@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
@@ -17,6 +19,11 @@ from prunelab.data.errors import DataError
 
 def fetch(name: str, url: str, target: Path, md5: str) -> None:
     """Download `url` under a progress bar; `target` appears only when it is complete and has that MD5 sum."""
+    with no_empty_folders(target.parent):
+        _fetch(name, url, target, md5)
+
+
+def _fetch(name: str, url: str, target: Path, md5: str) -> None:
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +38,19 @@ def fetch(name: str, url: str, target: Path, md5: str) -> None:
         raise unavailable(name, url, target, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Should the work inside fail, remove the folders it made on the way to `folder` and left empty."""
+    made = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
 
 
 def checksum(file: Path) -> str:

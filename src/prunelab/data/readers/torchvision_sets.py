@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 from prunelab.data.arrays import ImageArrays
-from prunelab.data.readers.downloads import unavailable
+from prunelab.data.readers.downloads import no_empty_folders, unavailable
 
 
 def read_cifar10(data_dir: str | Path = "data", download: bool = True) -> ImageArrays:
@@ -36,7 +36,8 @@ def read_fashion_mnist(data_dir: str | Path = "data", download: bool = True) -> 
 
 def _read(dataset: Any, data_dir: str | Path, download: bool, folder: str, url: str) -> ImageArrays:
     try:
-        train, test = (dataset(data_dir, train=is_train, download=download) for is_train in (True, False))
+        with no_empty_folders(Path(data_dir, folder)):
+            train, test = (dataset(data_dir, train=is_train, download=download) for is_train in (True, False))
     except (OSError, RuntimeError, ValueError, AssertionError, HTTPException) as error:  # or a damaged file
         tried = url if download else "no download, as download is false"
         raise unavailable(dataset.__name__, tried, Path(data_dir, folder), error) from error
