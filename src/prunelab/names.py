@@ -28,6 +28,7 @@ SHORT_NAMES: dict[str, dict[str, str]] = {
         erk="Erk",
         magnitude="Magnitude",
         lamp="Lamp",
+        mask_criterion="MaskCriterion",
         snip="Snip",
         iterative_snip="IterativeSnip",
         force="Force",
@@ -40,7 +41,8 @@ SHORT_NAMES: dict[str, dict[str, str]] = {
         "resnet18_64 resnet34_64 resnet50_64 wrn18_64 "
         "vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn "
         "conv2 conv4 conv6 lenet5 lenet_300_100 mlp",
-    ),
+    )
+    | {"learned_supermask": "prunelab.pruning.supermask.LearnedSupermask"},
     "data": _builders("prunelab.data", "cifar10 cifar100 fashion_mnist mnist tiny_imagenet image_folder digits"),
     "model.optimizer": _paths("torch.optim", sgd="SGD", adam="Adam", adamw="AdamW", rmsprop="RMSprop"),
     "model.lr_scheduler": _paths(

@@ -61,6 +61,21 @@ def test_leaked_weights_are_pruned_ones_that_are_not_zero() -> None:
     assert count_leaked(net, masks) == 2
 
 
+def test_leaked_weights_are_pruned_ones_that_left_their_frozen_values() -> None:
+    """Frozen at .1, 0, .3 and .4: of .1, -0, NaN and .4 + 1 ulp the last two departed; kept ones may be anything."""
+    net = mlp(3, 2).float()
+    masks = Masks({"0.weight": as_bool([1, 0, 0], [0, 1, 0])})
+    frozen = {"0.weight": torch.tensor([[9.0, 0.1, 0.0], [0.3, 9.0, 0.4]], dtype=torch.float32)}
+    masks.apply_to(net, frozen)
+    assert count_leaked(net, masks, frozen) == 0
+    assert count_leaked(net, masks) == 3
+    with torch.no_grad():
+        net[0].weight[0, 2] = -0.0
+        net[0].weight[1, 0] = float("nan")
+        net[0].weight[1, 2] = torch.nextafter(torch.tensor(0.4), torch.tensor(1.0))
+    assert count_leaked(net, masks, frozen) == 2
+
+
 def test_zero_score_share_is_of_kept_weights() -> None:
     masks = Masks({"a": as_bool([1, 1, 0, 1])})
     assert zero_score_share({"a": torch.tensor([[0.0, 2.0, 0.0, -0.0]])}, masks) == 2 / 3

@@ -4,11 +4,14 @@ import copy
 import hashlib
 import pickle
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from prunelab.pruning import Masks, PruningError, prunable_names
 
@@ -161,6 +164,60 @@ def test_a_refused_apply_changes_nothing() -> None:
     with pytest.raises(PruningError):
         Masks({"0.weight": before < before, "other": torch.ones(1) > 0}).apply_to(net)
     assert torch.equal(net[0].weight, before)
+
+
+def test_apply_sets_frozen_values_and_leaves_every_bit_of_kept_ones() -> None:
+    """Kept: NaN, -0.0 and inf too. Frozen values at kept weights are not looked at."""
+    net = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[float("nan"), -0.0, float("inf")], [float("nan"), 5.0, -1.0]]))
+    before = net.weight.detach().clone()
+    mask = torch.tensor([[True, True, True], [False, False, True]])
+    frozen = {"weight": torch.tensor([[7.0, 7.0, 7.0], [0.1, -0.0, 7.0]], dtype=torch.float64)}
+    parameter = net.weight
+    Masks({"weight": mask}).apply_to(net, frozen)
+    assert net.weight is parameter
+    assert net.weight[mask].detach().numpy().tobytes() == before[mask].numpy().tobytes()
+    assert net.weight[~mask].detach().numpy().tobytes() == torch.tensor([0.1, -0.0]).numpy().tobytes()
+
+
+def test_frozen_values_of_channels_last_weights_stand_in_their_places() -> None:
+    net = vgg_like().to(memory_format=torch.channels_last)
+    masks, values = random_masks(net), {n: p.detach().contiguous() for n, p in vgg_like(seed=1).named_parameters()}
+    masks.apply_to(net, values)
+    assert net[4].weight.is_contiguous(memory_format=torch.channels_last)
+    for name, mask in masks.items():
+        expected = torch.where(mask, vgg_like().get_parameter(name), values[name])
+        assert torch.equal(net.get_parameter(name), expected)
+
+
+@pytest.mark.parametrize("frozen", [{}, {"0.weight": torch.zeros(3, 2)}])
+def test_frozen_values_of_another_network_are_refused(frozen: dict[str, torch.Tensor]) -> None:
+    net = mlp(3, 2)
+    before = net[0].weight.detach().clone()
+    with pytest.raises(PruningError, match=r"mask of 0\.weight .* does not fit the frozen values"):
+        random_masks(net).apply_to(net, frozen)
+    assert torch.equal(net[0].weight, before)
+
+
+@pytest.fixture
+def one_process_group(tmp_path: Path) -> Iterator[DeviceMesh]:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_sharded_weights_take_their_part(one_process_group: DeviceMesh, is_frozen: bool) -> None:
+    net, plain = mlp(6, 4), mlp(6, 4)
+    masks = random_masks(net)
+    frozen = dict(mlp(6, 4, seed=1).named_parameters()) if is_frozen else None
+    net[0].weight = nn.Parameter(distribute_tensor(net[0].weight.detach(), one_process_group, [Shard(0)]))
+    masks.apply_to(net, frozen)
+    masks.apply_to(plain, frozen)
+    assert isinstance(net[0].weight, DTensor)
+    assert torch.equal(net[0].weight.full_tensor(), plain[0].weight)
+    assert (plain[0].weight[~masks["0.weight"]] != 0).all() == is_frozen
 
 
 def test_save_writes_what_torch_alone_reads(tmp_path: Path) -> None:

@@ -54,26 +54,33 @@ def count_macs(net: nn.Module, example_input: Tensor, masks: Mapping[str, Tensor
     counts twice. Without masks: all weights. Theory: a masked network still multiplies its zeros until it is compacted.
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
+    # by module: while it runs, a network may put other tensors in the place of its parameters
+    paths = {
+        (module, leaf): names[id(parameter)]
+        for module in net.modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+    }
     total = 0
 
-    def num_kept(weight: Tensor, part: slice = slice(None)) -> int:
-        mask = None if masks is None else masks.get(names[id(weight)])
-        return weight[part].numel() if mask is None else int(mask[part].sum())
+    def num_kept(module: Any, leaf: str = "weight", part: slice = slice(None)) -> int:
+        mask = None if masks is None else masks.get(paths.get((module, leaf), ""))
+        return getattr(module, leaf)[part].numel() if mask is None else int(mask[part].sum())
 
     def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        total += num_kept(module.weight) * _num_positions(module, inputs[0], output)
+        total += num_kept(module) * _num_positions(module, inputs[0], output)
 
     def count_attention(module: Any, inputs: tuple[Tensor, ...], keywords: dict[str, Any], output: Any) -> None:
         nonlocal total
         signals = (*inputs, *(keywords[key] for key in ("query", "key", "value") if key in keywords))[:3]
         tokens = [signal.numel() // signal.shape[-1] for signal in signals]
         width = module.embed_dim
-        for index, projection in enumerate((module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)):
+        for index, leaf in enumerate(("q_proj_weight", "k_proj_weight", "v_proj_weight")):
             packed = slice(index * width, (index + 1) * width)
-            kept = num_kept(module.in_proj_weight, packed) if projection is None else num_kept(projection)
+            separate = getattr(module, leaf) is not None
+            kept = num_kept(module, leaf) if separate else num_kept(module, "in_proj_weight", packed)
             total += kept * tokens[index]
-        total += num_kept(module.out_proj.weight) * tokens[0]
+        total += num_kept(module.out_proj) * tokens[0]
 
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     handles = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, layers)]
@@ -114,7 +121,12 @@ def mask_overlap(a: Masks, b: Masks) -> float:
     return both / either if either else 1.0
 
 
-def count_leaked(net: nn.Module, masks: Masks) -> int:
-    """Number of pruned weights of `net` that are not exactly 0 (NaN counts)."""
+def count_leaked(net: nn.Module, masks: Masks, frozen: Mapping[str, Tensor] | None = None) -> int:
+    """Number of pruned weights of `net` that are not exactly what they should hold, 0 or `frozen` (NaN counts)."""
     parameters = dict(net.named_parameters())
-    return sum(int((parameters[name].detach().to(mask.device)[~mask] != 0).sum()) for name, mask in masks.items())
+    num_leaked = 0
+    for name, mask in masks.items():
+        pruned = parameters[name].detach().to(mask.device)[~mask]
+        held = 0 if frozen is None else frozen[name].to(pruned)[~mask]
+        num_leaked += int((pruned != held).sum())
+    return num_leaked

@@ -98,24 +98,31 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: mask.to(device) for name, mask in self._masks.items()})
 
     @torch.no_grad()
-    def apply_to(self, net: nn.Module) -> None:
+    def apply_to(self, net: nn.Module, frozen: Mapping[str, Tensor] | None = None) -> None:
         """Set the pruned weights of `net` to exactly 0, in place; parameter objects stay the same.
 
-        The masks are full tensors: for a parameter that is sharded (a DTensor) each rank takes its part.
-        Raises: PruningError if `net` lacks a parameter or has it in another shape; nothing is changed then.
+        frozen: name -> tensor of the weight's shape with values that pruned weights hold instead of 0.
+        Masks and frozen values are full tensors: for a parameter that is sharded (a DTensor) each rank takes its part.
+        Raises: PruningError if `net` or `frozen` lacks a parameter or has it in another shape; nothing is changed then.
         """
         parameters = dict(net.named_parameters())
-        for name, mask in self._masks.items():
-            if name not in parameters or parameters[name].shape != mask.shape:
-                found = f"it has shape {tuple(parameters[name].shape)}" if name in parameters else "it is missing"
-                raise PruningError(f"the mask of {name} with shape {tuple(mask.shape)} does not fit: {found}")
+        self._check_fits(parameters, "")
+        if frozen is not None:
+            self._check_fits(frozen, " the frozen values")
         for name, mask in self._masks.items():
             weight = parameters[name]
-            pruned = ~mask.to(weight.device)
-            if isinstance(weight, DTensor):
-                pruned = distribute_tensor(pruned, weight.device_mesh, weight.placements)
-            # masked_fill_, not mul_: 0 * NaN is NaN and -1 * 0 is -0.0
-            weight.masked_fill_(pruned, 0)
+            pruned = _placed_like(~mask, weight)
+            if frozen is None:
+                # masked_fill_, not mul_: 0 * NaN is NaN and -1 * 0 is -0.0
+                weight.masked_fill_(pruned, 0)
+            else:
+                weight.copy_(torch.where(pruned, _placed_like(frozen[name].to(weight.dtype), weight), weight))
+
+    def _check_fits(self, tensors: Mapping[str, Tensor], what: str) -> None:
+        for name, mask in self._masks.items():
+            if name not in tensors or tensors[name].shape != mask.shape:
+                found = f"it has shape {tuple(tensors[name].shape)}" if name in tensors else "it is missing"
+                raise PruningError(f"the mask of {name} with shape {tuple(mask.shape)} does not fit{what}: {found}")
 
     def save(self, path: str | Path) -> None:
         """Write a plain dict of bool tensors, readable with `torch.load` alone."""
@@ -130,3 +137,11 @@ class Masks(Mapping[str, Tensor]):
             raise
         except Exception as error:  # bytes that are no masks may make the reader raise anything
             raise PruningError(f"{path} holds no masks or is damaged ({type(error).__name__})") from error
+
+
+def _placed_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """`tensor` on the device of `weight`, and sharded as it is."""
+    tensor = tensor.to(weight.device)
+    if isinstance(weight, DTensor):
+        return distribute_tensor(tensor, weight.device_mesh, weight.placements)
+    return tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random as python_random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,15 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.pruning import Criterion, Masks, PruningError, Scoring, criteria, keep_highest, prune, score
-from prunelab.pruning.criteria import Force, Grasp, IterativeSnip, Magnitude, Random, Snip, SynFlow
+from prunelab.pruning.criteria import Force, Grasp, IterativeSnip, Magnitude, MaskCriterion, Random, Snip, SynFlow
+from prunelab.pruning.criteria.mask_criterion import Score
 
 from ..nets import Untouchable, dense, random_masks, samples, vgg_like, with_dropout
 
-NAMES = ["random", "erk", "magnitude", "lamp", "snip", "iterative_snip", "force", "grasp", "synflow"]
+NAMES = [
+    *("random", "erk", "magnitude", "lamp", "mask_criterion"),
+    *("snip", "iterative_snip", "force", "grasp", "synflow"),
+]
 DEFAULTS: dict[str, Any] = {name: getattr(criteria, name) for name in NAMES}
 VARIANTS: dict[str, Any] = {
     **DEFAULTS,
     "magnitude normalised": Magnitude(normalise=True),
+    **{f"mask_criterion {score}": MaskCriterion(score=score) for score in get_args(Score)},
+    "mask_criterion movement same": MaskCriterion(score="movement", sign="same"),
+    "mask_criterion large_init different": MaskCriterion(score="large_init", sign="different"),
+    "mask_criterion random same": MaskCriterion(score="random", sign="same"),
     "snip batch": Snip(batch_norm="batch"),
     "snip signed": Snip(signed=True),
     "snip normalised": Snip(normalise=True),
@@ -42,8 +50,24 @@ IMAGE = torch.zeros(1, 2, 6, 6, dtype=torch.float64)
 BATCHES = [samples(8, 2, 6, 6), samples(4, 2, 6, 6, seed=1)]
 
 
+def initial_of(net: nn.Module) -> dict[str, Tensor]:
+    """Weights that the network might have been initialised with."""
+    generator = torch.Generator().manual_seed(9)
+    return {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in net.named_parameters()}
+
+
 def scores_of(net: nn.Module, criterion: Criterion, masks: Masks | None = None, **scoring: Any) -> dict[str, Tensor]:
-    return score(net, criterion, example_input=IMAGE, masks=masks, batches=BATCHES, **scoring)
+    given = {"example_input": IMAGE, "batches": BATCHES, "initial": initial_of(net), **scoring}
+    return score(net, criterion, masks=masks, **given)
+
+
+def pruned(net: nn.Module, criterion: Criterion, density: float, **options: Any) -> Masks:
+    given = {"example_input": IMAGE, "batches": BATCHES, "initial": initial_of(net), **options}
+    return prune(net, criterion, density=density, **given)
+
+
+def draws(criterion: Any) -> bool:
+    return isinstance(criterion, Random | criteria.Erk) or getattr(criterion, "score", None) == "random"
 
 
 def bits(net: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -71,6 +95,8 @@ def test_rounds_of_their_own() -> None:
     rounds = {name: criterion.rounds for name, criterion in DEFAULTS.items()}
     assert rounds == {**dict.fromkeys(NAMES, 1), "iterative_snip": 10, "force": 10, "synflow": 100}
     assert [name for name, criterion in DEFAULTS.items() if criterion.revives] == ["force"]
+    trained = [name for name, criterion in DEFAULTS.items() if getattr(criterion, "scores_trained_weights", False)]
+    assert trained == ["magnitude", "lamp", "mask_criterion"]
     data = [name for name, criterion in DEFAULTS.items() if criterion.needs_batches]
     assert data == ["snip", "iterative_snip", "force", "grasp"]
     assert SynFlow(input="mean_abs").needs_batches
@@ -128,9 +154,9 @@ def test_the_mode_of_the_network_does_not_matter(criterion: Any) -> None:
 @every
 def test_autocast_does_not_change_scores(criterion: Any) -> None:
     net, batches = with_dropout().float(), [(inputs.float(), labels) for inputs, labels in BATCHES]
-    plain = score(net, criterion, example_input=IMAGE.float(), batches=batches)
+    plain = scores_of(net, criterion, example_input=IMAGE.float(), batches=batches)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = score(net, criterion, example_input=IMAGE.float(), batches=batches)
+        inside = scores_of(net, criterion, example_input=IMAGE.float(), batches=batches)
     assert all(torch.equal(plain[name], inside[name]) for name in plain)
 
 
@@ -143,14 +169,13 @@ def test_scores_are_reproducible_and_random_ones_come_from_the_generator(criteri
     first, second = draw(0), draw(1)
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = scores_of(with_dropout(), criterion, generator=torch.Generator().manual_seed(6))
-    is_random = isinstance(criterion, Random | criteria.Erk)
-    assert is_random != all(torch.equal(first[name], other[name]) for name in first)
+    assert draws(criterion) != all(torch.equal(first[name], other[name]) for name in first)
 
 
 @every
 def test_only_shape_and_type_of_the_example_count(criterion: Any) -> None:
     expected = scores_of(with_dropout(), criterion)
-    other = score(with_dropout(), criterion, example_input=torch.full_like(IMAGE, -7), batches=BATCHES)
+    other = scores_of(with_dropout(), criterion, example_input=torch.full_like(IMAGE, -7))
     assert all(torch.equal(other[name], expected[name]) for name in expected)
 
 
@@ -181,7 +206,7 @@ def test_weights_that_are_not_numbers_raise(criterion: Any, bad: float) -> None:
 @pytest.mark.parametrize(("density", "count"), [(1.0, 267), (0.5, 134), (0.01, 3)])
 def test_exact_budget(criterion: Any, density: float, count: int) -> None:
     """267 weights: .5 is 133.5, rounded up; .01 is 2.67."""
-    masks = prune(vgg_like(), criterion, density=density, rounds=3, example_input=IMAGE, batches=BATCHES)
+    masks = pruned(vgg_like(), criterion, density, rounds=3)
     assert masks.num_kept == count
 
 
@@ -189,9 +214,7 @@ def test_exact_budget(criterion: Any, density: float, count: int) -> None:
 def test_exact_budget_after_earlier_masks(criterion: Any) -> None:
     earlier = random_masks(vgg_like(), 0.6)
     for density, count in ((0.5, 134), (0.3, 80), (0.01, 3)):
-        masks = prune(
-            vgg_like(), criterion, density=density, masks=earlier, rounds=2, example_input=IMAGE, batches=BATCHES
-        )
+        masks = pruned(vgg_like(), criterion, density, masks=earlier, rounds=2)
         assert masks.num_kept == count
         assert masks.is_subset_of(earlier)
 
@@ -205,7 +228,7 @@ def test_exact_budget_when_all_weights_are_equal(criterion: Any, scope: Any) -> 
         for parameter in net.parameters():
             parameter.fill_(1.0)
     for density, count in ((0.5, 134), (0.25, 67), (0.01, 3)):
-        masks = prune(net, criterion, density=density, rounds=2, scope=scope, example_input=IMAGE, batches=BATCHES)
+        masks = pruned(net, criterion, density, rounds=2, scope=scope, initial=dict(net.named_parameters()))
         assert masks.num_kept == count
 
 
@@ -226,7 +249,7 @@ def test_exact_budget_when_all_scores_are_zero(criterion: Any) -> None:
         assert keep_highest(scores, density, masks).num_kept == count
 
 
-@pytest.mark.parametrize("name", ["random", "erk", "magnitude", "lamp", "synflow"])
+@pytest.mark.parametrize("name", ["random", "erk", "magnitude", "lamp", "mask_criterion", "synflow"])
 def test_criteria_without_data_never_touch_a_loader(name: str) -> None:
     score(vgg_like(), DEFAULTS[name], example_input=IMAGE, batches=Untouchable())
     with pytest.raises(AssertionError, match="were read"):
@@ -236,7 +259,7 @@ def test_criteria_without_data_never_touch_a_loader(name: str) -> None:
 @every
 def test_networks_in_single_precision_and_frozen_ones_do(criterion: Any) -> None:
     net, batches = with_dropout().float().requires_grad_(False), [(x.float(), y) for x, y in BATCHES]
-    masks = prune(net, criterion, density=0.3, rounds=2, example_input=IMAGE.float(), batches=batches)
+    masks = pruned(net, criterion, 0.3, rounds=2, example_input=IMAGE.float(), batches=batches)
     assert masks.num_kept == round(0.3 * masks.num_weights)
 
 

@@ -6,6 +6,7 @@ from prunelab.pruning.criteria.grasp import Grasp
 from prunelab.pruning.criteria.iterative_snip import IterativeSnip
 from prunelab.pruning.criteria.lamp import Lamp
 from prunelab.pruning.criteria.magnitude import Magnitude
+from prunelab.pruning.criteria.mask_criterion import MaskCriterion
 from prunelab.pruning.criteria.random import Random
 from prunelab.pruning.criteria.snip import Snip
 from prunelab.pruning.criteria.synflow import SynFlow
@@ -15,6 +16,7 @@ random = Random()
 erk = Erk()
 magnitude = Magnitude()
 lamp = Lamp()
+mask_criterion = MaskCriterion()
 snip = Snip()
 iterative_snip = IterativeSnip()
 force = Force()
@@ -28,6 +30,7 @@ __all__ = [
     "IterativeSnip",
     "Lamp",
     "Magnitude",
+    "MaskCriterion",
     "Random",
     "Snip",
     "SynFlow",
@@ -37,6 +40,7 @@ __all__ = [
     "iterative_snip",
     "lamp",
     "magnitude",
+    "mask_criterion",
     "random",
     "snip",
     "synflow",

@@ -22,6 +22,7 @@ class Lamp:
     needs_batches: ClassVar[bool] = False
     revives: ClassVar[bool] = False
     allocation: ClassVar[str | None] = None
+    scores_trained_weights: ClassVar[bool] = True
 
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
         return {name: _lamp(weight.masked_fill(~scoring.masks[name], 0)) for name, weight in scoring.weights().items()}

@@ -22,6 +22,7 @@ class Magnitude:
     needs_batches: ClassVar[bool] = False
     revives: ClassVar[bool] = False
     allocation: ClassVar[str | None] = None
+    scores_trained_weights: ClassVar[bool] = True
 
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
         scores = {name: weight.abs() for name, weight in scoring.weights().items()}
