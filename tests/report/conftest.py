@@ -154,6 +154,38 @@ def record() -> dict[str, Any]:
 
 
 @pytest.fixture
+def levels(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of a run with a dense level and two pruned ones, which keep 500 and 250 of 1000 weights."""
+
+    def level(index: int, kept: int, **values: Any) -> dict[str, Any]:
+        return record | {
+            "name": "digits-magnitude-d0.25-s0-0123abcd",
+            "criterion": "magnitude",
+            "level": index,
+            "num_levels": 3,
+            "rewind": "weights",
+            "rewind_step": 5,
+            "control": None,
+            "masks_from": None,
+            "supermask_test_accuracy": None,
+            "density": kept / 1000,
+            "density_requested": kept / 1000,
+            "effective_density": kept / 1000,
+            "num_kept": kept,
+            "collapsed_layers": [],
+            "masks_digest": f"{index}123456789abcdef" * 4,
+            "steps": 1_200,
+            **values,
+        }
+
+    return [
+        level(0, 1000, test_accuracy=0.5, test_accuracy_best=0.5625, macs_masked=40_000, seconds_scoring=0.0),
+        level(1, 500, test_accuracy=0.625, test_accuracy_best=None, macs_masked=20_000, val_accuracy=0.8125),
+        level(2, 250, test_accuracy=0.25, test_accuracy_best=0.3, macs_masked=8_000, effective_density=0.24),
+    ]
+
+
+@pytest.fixture
 def config() -> dict[str, Any]:
     """A resolved config, as a run writes it (shortened)."""
     return {

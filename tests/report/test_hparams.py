@@ -27,6 +27,8 @@ def test_classes_are_short_names_and_settings_and_numbers_stand_alone(config):
         "batch_size": 64,
         "precision": "32-true",
         "seed": 0,
+        "level": 0,
+        "control": "none",
     }
 
 
@@ -41,3 +43,8 @@ def test_every_run_has_the_same_columns(config):
     assert (columns["criterion"], columns["rounds"], columns["lr_scheduler"]) == ("Own", 7, "step")
     assert columns["data"] == "CIFAR10DataModule"
     assert columns["batch_size"] == "none"
+
+
+def test_a_level_of_a_ticket_has_the_columns_of_every_run(config):
+    columns = run_hparams(config | {"control": "reinit", "tickets": {"levels": 3}}, level=2)
+    assert columns == run_hparams(config) | {"level": 2, "control": "reinit"}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 
 from prunelab import cli
 from prunelab.report.__main__ import main
+from prunelab.report.table import levels_table, run_table
 
 
 @pytest.fixture
@@ -60,6 +63,90 @@ def test_no_directory_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"python -m prunelab.report: error: no run in {tmp_path / 'nothing'}\n"
+
+
+@pytest.fixture
+def ticket_dir(tmp_path, levels):
+    run_dir = tmp_path / "digits-magnitude"
+    for record in levels:
+        level = run_dir / f"level_{record['level']:02d}"
+        level.mkdir(parents=True)
+        (level / "record.json").write_text(json.dumps(record))
+    return run_dir
+
+
+def test_a_run_with_levels_is_one_table(ticket_dir, levels, capsys):
+    assert main([str(ticket_dir)]) == 0
+    assert capsys.readouterr().out == levels_table(levels, str(ticket_dir)) + "\n"
+
+
+def test_of_an_unfinished_run_the_finished_levels_are_shown(ticket_dir, levels, capsys):
+    (ticket_dir / "level_01" / "record.json").unlink()  # what comes after it was trained on other masks
+    assert main([str(ticket_dir)]) == 0
+    output = capsys.readouterr().out
+    assert output == levels_table(levels[:1], str(ticket_dir)) + "\n"
+    assert "level 1 of 0 to 2 is missing" in output
+
+
+def test_a_control_without_a_dense_level_is_finished_too(ticket_dir, levels, capsys):
+    shutil.rmtree(ticket_dir / "level_00")
+    assert main([str(ticket_dir)]) == 0
+    assert capsys.readouterr().out == levels_table(levels[1:], str(ticket_dir)) + "\n"
+
+
+def test_what_comes_after_a_gap_is_not_shown(ticket_dir, levels, capsys):
+    shutil.rmtree(ticket_dir / "level_01")
+    assert main([str(ticket_dir)]) == 0
+    assert capsys.readouterr().out == levels_table(levels[:1], str(ticket_dir)) + "\n"
+
+
+def test_without_any_finished_level_the_run_is_not_finished(ticket_dir, capsys):
+    for record in ticket_dir.glob("*/record.json"):
+        record.unlink()
+    assert main([str(ticket_dir)]) == 2
+    assert "the run is not finished" in capsys.readouterr().err
+
+
+def test_a_level_can_be_shown_by_itself(ticket_dir, levels, capsys, monkeypatch):
+    assert main([str(ticket_dir / "level_01")]) == 0
+    assert capsys.readouterr().out == run_table(levels[1], str(ticket_dir / "level_01")) + "\n"
+    monkeypatch.chdir(ticket_dir / "level_02")
+    assert main(["."]) == 0
+    assert "level 2 of 0 to 2" in capsys.readouterr().out
+
+
+def test_runs_with_levels_are_compared_by_their_last_finished_one(run_dir, ticket_dir, capsys):
+    assert main([str(run_dir), str(ticket_dir)]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()[:4]
+    column = header.split(" | ").index("levels")
+    assert [row.split(" | ")[column] for row in rows] == ["1", "3"]
+
+
+def test_a_damaged_record_of_a_level_is_named(ticket_dir, levels, capsys):
+    path = ticket_dir / "level_02" / "record.json"
+    path.write_text(json.dumps({key: value for key, value in levels[2].items() if key != "steps"}))
+    assert main([str(ticket_dir)]) == 2
+    assert f"error: {path} is damaged, it is no record of a run (KeyError: 'steps')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("where", "message"), [("level_00", "give it"), ("", "is not finished")])
+def test_only_the_last_level_of_a_finished_run_is_evaluated(ticket_dir, capsys, where, message):
+    (ticket_dir / "level_02" / "record.json").unlink()
+    assert main([str(ticket_dir / where), "--evaluate"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--evaluate measures the last level of a run" in captured.err
+    assert message in captured.err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run_dir, capsys, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody_reads:
+        monkeypatch.setattr(sys, "stdout", nobody_reads)
+        assert main([str(run_dir)]) == 0
+        nobody_reads.write("what Python still has when it closes the output")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_without_its_config_cannot_be_evaluated(run_dir, capsys):

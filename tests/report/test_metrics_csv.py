@@ -57,3 +57,15 @@ def test_a_run_from_the_start_begins_a_new_file(fit, tmp_path):
     fit([MetricsCsv(path)], max_epochs=3)
     fit([MetricsCsv(path)], max_epochs=1)
     assert len(read(path)) == 1
+
+
+def test_an_epoch_taken_up_in_its_middle_has_its_row(fit, tmp_path):
+    path = tmp_path / "metrics.csv"
+    save = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=4, save_top_k=-1)
+    fit([MetricsCsv(path), save], enable_checkpointing=True)
+    first = read(path)[0]
+    fit([MetricsCsv(path)], max_epochs=3, check_val_every_n_epoch=3, ckpt_path=tmp_path / "middle.ckpt")
+    rows = read(path)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert rows[0] == first
+    assert [bool(row["val_accuracy"]) for row in rows] == [True, False, True]

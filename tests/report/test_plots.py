@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from prunelab.report.plots import (
     COLLAPSED,
+    EFFECTIVE,
     KEPT,
+    accuracy_over_density_figure,
     conservation_figure,
     density_rounds_figure,
     kernel_masks_figure,
@@ -112,6 +114,51 @@ def test_means_without_a_logarithm_are_left_out_or_hollow():
     assert np.isnan(slope)
 
 
+def test_levels_are_drawn_over_their_density_and_dense_is_a_line():
+    figure = accuracy_over_density_figure([1, 0.5, 0.25], [0.9, 0.875, 0.5], [1, 0.5, 0.2], "title")
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines.keys() == {"dense, 90.00 %", "at its effective density", "level"}
+    assert lines["level"].get_xydata().tolist() == [[1, 90], [0.5, 87.5], [0.25, 50]]
+    assert set(lines["dense, 90.00 %"].get_ydata()) == {90}
+    assert lines["at its effective density"].get_xydata().tolist() == [[0.2, 50]]
+    assert share_of(EFFECTIVE, pixels(figure)) > 0
+
+
+def test_the_compression_ratio_stands_where_its_density_does():
+    below, above = accuracy_over_density_figure([1, 0.2, 0.04], [0.9, 0.8, 0.5], [1, 0.2, 0.04], "title").axes
+    assert below.get_xlim()[0] > below.get_xlim()[1], "dense is on the left"
+    for density in (1, 0.2, 0.04):
+        x, _ = below.transData.transform((density, below.get_ylim()[0]))
+        assert above.transData.transform((1 / density, 0))[0] == pytest.approx(x)
+    assert [label.get_text() for label in visible_ticks(below)] == ["1", "0.5", "0.2", "0.1", "0.05"]
+    assert [label.get_text() for label in visible_ticks(above)] == ["1", "2", "5", "10", "20"]
+
+
+def visible_ticks(axes):
+    axes.figure.draw_without_rendering()
+    low, high = sorted(axes.get_xlim())
+    ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    ordered = sorted(ticks, key=lambda tick: axes.transData.transform((tick.get_loc(), 0))[0])
+    return [tick.label1 if axes.xaxis.get_ticks_position() == "bottom" else tick.label2 for tick in ordered]
+
+
+@pytest.mark.parametrize(
+    ("densities", "accuracies", "effective", "labels"),
+    [
+        ([1.0], [0.9], [1.0], {"dense, 90.00 %", "level"}),
+        ([0.1], [0.9], [None], {"level"}),
+        ([1.0, 0.1], [None, 0.5], [None, 0.0], {"level"}),
+        ([1, 1e-2, 1e-6], [0.9, 0.5, 0.1], [1, 0, 1e-7], {"dense, 90.00 %", "level", "at its effective density"}),
+        ([1.0], [None], [None], set()),
+    ],
+)
+def test_any_levels_can_be_drawn(densities, accuracies, effective, labels):
+    figure = accuracy_over_density_figure(densities, accuracies, effective, "title")
+    assert pixels(figure).std() > 0
+    assert {line.get_label() for line in figure.axes[0].lines} == labels
+
+
 def test_no_figure_stays_in_pyplot():
+    accuracy_over_density_figure([1.0, 0.5], [0.9, 0.8], [1.0, 0.5], "title")
     layer_densities_figure({"run": {"a.weight": 0.5}})
     assert pyplot.get_fignums() == []

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 
+from prunelab.report import progress as module
 from prunelab.report.progress import EpochLines, PruningProgress
 
 
@@ -51,3 +55,33 @@ def test_one_line_per_epoch_with_what_was_measured_in_it(fit, capsys):
 def test_without_a_last_epoch_the_line_has_none(fit, capsys):
     fit([EpochLines()], max_epochs=-1, max_steps=3)
     assert re.search(r"^epoch 1  lr 0.1  train_loss", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_level_stands_before_every_line(fit, prune_at_start, capsys):
+    output = io.StringIO()
+    fit([prune_at_start(rounds=5), PruningProgress(Console(file=output), prefix="level 2  "), EpochLines("level 2  ")])
+    assert output.getvalue().splitlines() == [
+        "level 2  pruning: 5 rounds",
+        "level 2  pruned: 65 of 324 weights kept, density 0.200617",
+    ]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "epoch" in line]
+    assert [line.split("  lr")[0] for line in lines] == ["level 2  epoch 1/2", "level 2  epoch 2/2"]
+
+
+def test_the_level_stands_before_the_bar(fit, prune_at_start):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100)
+    fit([prune_at_start(rounds=5), PruningProgress(console, prefix="level 2  ")])
+    assert "level 2  pruning" in output.getvalue()
+
+
+def test_an_epoch_taken_up_in_its_middle_counts_from_there(fit, tmp_path, capsys, monkeypatch):
+    save = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=4, save_top_k=-1)
+    fit([save], enable_checkpointing=True)
+    ticks = itertools.count(1000, 10)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    trainer = fit([EpochLines()], max_epochs=3, ckpt_path=tmp_path / "middle.ckpt")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split()[1] for line in lines] == ["2/3", "3/3"]
+    assert [line.split("  ")[-1] for line in lines] == ["10.0 s", "10.0 s"]
+    assert trainer.current_epoch == 3

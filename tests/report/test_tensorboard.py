@@ -190,6 +190,17 @@ def test_the_hparams_tab_is_filled_after_the_test(fit, prune_at_start, tmp_path,
     assert log.Scalars("density/0"), "what was there before is still there"
 
 
+def test_every_level_has_a_line_in_the_hparams_tab(tmp_path, levels, config):
+    shown = []
+    for record in levels:
+        logger = logger_in(tmp_path / f"level_{record['level']:02d}")
+        write_hparams(logger, config, record)
+        data = plugin_data(events(Path(logger.log_dir)), metadata.SESSION_START_INFO_TAG)
+        hparams = metadata.parse_session_start_info_plugin_data(data).hparams
+        shown.append((hparams["level"].number_value, hparams["density_requested"].number_value))
+    assert shown == [(0, 1.0), (1, 0.5), (2, 0.25)]
+
+
 def plugin_data(log: EventAccumulator, tag: str) -> bytes:
     return log.SummaryMetadata(tag).plugin_data.content
 

@@ -10,8 +10,8 @@ from prunelab.names import short_name
 Value = bool | int | float | str
 
 
-def run_hparams(config: Mapping[str, Any]) -> dict[str, Value]:
-    """Return column -> value for a resolved config, whose classes have the form {class_path, init_args}.
+def run_hparams(config: Mapping[str, Any], *, level: int = 0) -> dict[str, Value]:
+    """Return column -> value for a level of a resolved config, whose classes have the form {class_path, init_args}.
 
     A class is one column with its short name and one with its settings as text, so that the columns do not depend
     on which class it is; numbers that experiments vary have columns of their own. None is the text "none".
@@ -41,6 +41,8 @@ def run_hparams(config: Mapping[str, Any]) -> dict[str, Value]:
         "batch_size": _settings(config["data"]).get("batch_size"),
         "precision": trainer.get("precision"),
         "seed": config["seed_everything"],
+        "level": level,
+        "control": config.get("control"),
     }
     return {key: value if isinstance(value, Value) else str(value).lower() for key, value in columns.items()}
 

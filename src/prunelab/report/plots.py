@@ -1,4 +1,4 @@
-"""Pictures of masks and scores, as matplotlib Figures that no global state holds on to.
+"""Pictures of masks, scores and levels, as matplotlib Figures that no global state holds on to.
 
 A caller shows one (a notebook's last expression), saves it (`figure.savefig`), or hands it to TensorBoard.
 Layer names are parameter names; in pictures they lose their ".weight".
@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 KEPT, PRUNED, GRID, COLLAPSED = "#12436d", "#f3f3f3", "#b9b9b9", "#d7191c"
+DENSE, EFFECTIVE = "#d95f02", "#8fb3d1"
 MASK_PIXELS = 520  # longer side of a mask picture; larger layers are drawn as kept counts, then one pixel a kernel
 DPI = 100
 
@@ -102,13 +103,56 @@ def conservation_figure(means: Mapping[str, float], sizes: Mapping[str, int], ti
         for tilt, style, label in ((slope, "-", f"median slope {slope:.3f}"), (-1, ":", "conserved: slope -1")):
             height = np.median(log_y - tilt * log_x)
             axes.plot(
-                10**ends, 10 ** (tilt * ends + height), style, color="#d95f02" if style == "-" else "black", label=label
+                10**ends, 10 ** (tilt * ends + height), style, color=DENSE if style == "-" else "black", label=label
             )
     axes.set(xscale="log", yscale="log", xlabel="weights in the layer", ylabel="mean score", title=title)
     axes.grid(alpha=0.3)
     if drawn:
         axes.legend()
     return figure, slope
+
+
+def accuracy_over_density_figure(
+    densities: Sequence[float],
+    accuracies: Sequence[float | None],
+    effective_densities: Sequence[float | None],
+    title: str,
+) -> Figure:
+    """Accuracy (fractions, drawn in %) of the levels of a run over their density, dense on the left.
+
+    The density below and the compression ratio = 1 / density above are logarithmic. The first level of density 1 is a
+    horizontal line too, to read off which sparse levels reach it. A light mark stands at the effective density of a
+    level, where that is defined, above 0 and not the density itself. Levels without accuracy are left out.
+    """
+    drawn = [
+        (density, 100 * accuracy, effective)
+        for density, accuracy, effective in zip(densities, accuracies, effective_densities, strict=True)
+        if accuracy is not None
+    ]
+    figure = Figure(figsize=(7, 4.8), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    dense = next((accuracy for density, accuracy, _ in drawn if density == 1), None)
+    if dense is not None:
+        axes.axhline(dense, color=DENSE, linestyle="--", linewidth=1.2, label=f"dense, {dense:.2f} %")
+    marks = [(effective, accuracy) for density, accuracy, effective in drawn if effective and effective != density]
+    if marks:
+        axes.plot(*zip(*marks, strict=True), "D", color=EFFECTIVE, markersize=5, label="at its effective density")
+    if drawn:
+        axes.plot([d for d, _, _ in drawn], [a for _, a, _ in drawn], "o-", color=KEPT, label="level")
+    lowest = min([density for density, _, _ in drawn] + [effective for effective, _ in marks], default=0.1)
+    left, right = 1.08, lowest / 1.08
+    axes.set(xscale="log", xlim=(left, right), xlabel="density", ylabel="accuracy (%)")
+    compression = axes.twiny()
+    compression.set(xscale="log", xlim=(1 / left, 1 / right), xlabel="compression ratio")
+    for axis in (axes.xaxis, compression.xaxis):
+        axis.set_major_locator(LogLocator(subs=_tick_digits(lowest)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    if drawn:
+        axes.legend()
+    return figure
 
 
 def kernel_masks_figure(name: str, mask: Tensor) -> Figure:
@@ -162,6 +206,13 @@ def kernel_masks_figure(name: str, mask: Tensor) -> Figure:
         fontsize=11,
     )
     return figure
+
+
+def _tick_digits(lowest: float) -> tuple[float, ...]:
+    """The multiples of powers of ten that have room on a log axis from `lowest` to 1."""
+    if lowest > 0.3:
+        return (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    return (1, 2, 5) if lowest > 1e-3 else (1,)
 
 
 def _figure_of_rows(num_layers: int) -> Figure:

@@ -14,10 +14,14 @@ from prunelab.report.epoch_metrics import epoch_metrics
 
 
 class PruningProgress(Callback):
-    """A bar over the rounds of pruning; a line at start and end where the output is no terminal."""
+    """A bar over the rounds of pruning; a line at start and end where the output is no terminal.
 
-    def __init__(self, console: Console | None = None) -> None:
+    prefix: what stands before each of them, "level 2  " in a run with several levels.
+    """
+
+    def __init__(self, console: Console | None = None, prefix: str = "") -> None:
         self.console = console or Console()
+        self.prefix = prefix
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -50,7 +54,7 @@ class PruningProgress(Callback):
             self._print(f"pruning: {num_rounds} {'round' if num_rounds == 1 else 'rounds'}")
             return
         columns = (
-            TextColumn("pruning"),
+            TextColumn(f"{self.prefix}pruning"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("density {task.fields[density]}"),
@@ -66,22 +70,28 @@ class PruningProgress(Callback):
             self._bar = None
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{self.prefix}{line}", highlight=False, markup=False, soft_wrap=True)
 
 
 class EpochLines(Callback):
     """One line per epoch on the standard output, for logs and pipes, where a bar would be noise.
 
     epoch 3/160  lr 0.1  train_loss 1.2041  train_accuracy 0.5625  val_loss ...  val_accuracy ...  12.3 s
+
+    prefix: what stands before it, "level 2  " in a run with several levels. The seconds of an epoch in whose middle
+    the training was taken up are those since then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self._validated = False
         self._started = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_epoch()  # Lightning does not announce an epoch that is taken up in its middle
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validated = False
-        self._started = time.perf_counter()
+        self._begin_epoch()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = not trainer.sanity_checking
@@ -91,7 +101,11 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         of_epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        parts = [f"epoch {trainer.current_epoch + 1}{of_epochs}"]
+        parts = [f"{self.prefix}epoch {trainer.current_epoch + 1}{of_epochs}"]
         parts += [f"{name} {value:.6g}" if name == "lr" else f"{name} {value:.4f}" for name, value in values.items()]
         parts += [f"{time.perf_counter() - self._started:.1f} s"]
         print("  ".join(parts), flush=True)
+
+    def _begin_epoch(self) -> None:
+        self._validated = False
+        self._started = time.perf_counter()

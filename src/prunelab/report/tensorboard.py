@@ -117,11 +117,11 @@ class PruningSummary(Callback):
         writer.add_text("preflight", preflight_markdown(preflight), 0)
         if len(self._rounds) > 1:
             densities = np.array([list(summary["densities"].values()) for summary in self._rounds])
-            _add_figure(writer, "pruning/density_over_rounds", density_rounds_figure(list(masks), densities))
+            add_figure(writer, "pruning/density_over_rounds", density_rounds_figure(list(masks), densities))
         bars = layer_densities_figure({f"density of each layer, {masks.density:.4g} overall": masks.layer_densities()})
-        _add_figure(writer, "pruning/density_of_layers", bars)
+        add_figure(writer, "pruning/density_of_layers", bars)
         for name in _spread([name for name in masks if masks[name].ndim == 4], MAX_MASKS):
-            _add_figure(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_figure(name, masks[name]))
+            add_figure(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_figure(name, masks[name]))
         writer.flush()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,15 +137,16 @@ class PruningSummary(Callback):
         means = {name: float(score.double().mean()) for name, score in scores.items()}
         sizes = {name: score.numel() for name, score in scores.items()}
         figure, _ = conservation_figure(means, sizes, "mean score of each layer in the first round")
-        _add_figure(writer, "pruning/score_and_layer_size", figure)
+        add_figure(writer, "pruning/score_and_layer_size", figure)
 
 
 @rank_zero_only
 def write_hparams(logger: Logger | None, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Fill TensorBoard's hparams tab: what the run was asked to do, from its resolved `config`, and how it ended.
+    """Fill TensorBoard's hparams tab: what a level was asked to do, from the resolved `config`, and how it ended.
 
-    Call it after the test. The end is the scalars `final/<name>` of the run itself (FINAL_METRICS; what is None in
-    the record is left out), so the tab and the event files cannot disagree.
+    Call it after the test; every level of a run has a line of its own there. The end is the scalars `final/<name>`
+    of the level itself (FINAL_METRICS; what is None in the record is left out), so the tab and the event files cannot
+    disagree.
     TensorBoard keeps only the first hyperparameters that a run declares: give the TensorBoardLogger
     `default_hp_metric=False`, or Lightning declares its own when training starts and these are ignored. For the same
     reason all runs have the same columns (`run_hparams`). Loggers other than TensorBoard's are left alone.
@@ -154,7 +155,7 @@ def write_hparams(logger: Logger | None, config: Mapping[str, Any], record: Mapp
         return
     ends = {**record, "dead_layers": len(record["collapsed_layers"])}
     values = {f"final/{name}": float(ends[name]) for name in FINAL_METRICS if ends.get(name) is not None}
-    hparams = {"density_requested": record["density_requested"], **run_hparams(config)}
+    hparams = {"density_requested": record["density_requested"], **run_hparams(config, level=record.get("level", 0))}
     writer = logger.experiment
     for tag, value in values.items():
         writer.add_scalar(tag, value, record["epochs"])
@@ -239,7 +240,8 @@ def _headlines_first(experiment: Summary) -> Summary:
     return experiment
 
 
-def _add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
+def add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
+    """Write `figure` as a picture at step 0."""
     # SummaryWriter.add_figure would import pyplot, and with it its global list of figures.
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
