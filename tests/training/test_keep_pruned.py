@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader
 
 from prunelab.pruning import Masks, PruningError, prune
 from prunelab.pruning.criteria import magnitude
@@ -94,7 +96,7 @@ def test_no_leak_with_gradient_accumulation(
 ) -> None:
     module = make_module(optimizer=OPTIMIZERS[optimizer])
     watch = Watch(masks_of(make_net()))
-    loader = torch.utils.data.DataLoader(images, batch_size=4)  # 12 batches: 3 steps
+    loader = DataLoader(images, batch_size=4)  # 12 batches: 3 steps
     callbacks = make_pruning(batches=[images[:8]])
     fit(module, [*callbacks, watch], data=loader, max_epochs=STEPS // 3, accumulate_grad_batches=4)
     watch.check(module.net, STEPS)
@@ -188,6 +190,136 @@ def test_stochastic_weight_averaging_keeps_the_zeros(
     fit(module, [*make_pruning(), StochasticWeightAveraging(0.05, swa_epoch_start=1)], max_epochs=4)
     weights = dict(module.net.named_parameters())
     assert not any(pruned_part(weights[name], mask).any() for name, mask in masks.items())
+
+
+# --- pruned weights that hold other values than 0 ---
+
+
+class Frozen(Callback):
+    """Stands for PruningAtInit: its masks, and what pruned weights hold."""
+
+    net = "net"
+
+    def __init__(self, masks: Masks, frozen: dict[str, Tensor]) -> None:
+        self.masks, self.frozen = masks, frozen
+
+
+class Departures(Callback):
+    """Pruned weights that are not bit for bit what they are frozen at, after every step, and how many steps."""
+
+    def __init__(self, masks: Masks, frozen: dict[str, Tensor], average: Any = None) -> None:
+        self.masks, self.frozen, self.average = masks, frozen, average
+        self.found = self.steps = 0
+
+    def _look(self, module: Any) -> None:
+        parameters = dict(module.net.named_parameters())
+        for name, mask in self.masks.items():
+            self.found += int((pruned_part(parameters[name].detach() != self.frozen[name], mask)).sum())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._look(pl_module)
+        if self.average is not None:
+            self._look(self.average._average_model.module)
+        self.steps = trainer.global_step
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._look(pl_module)
+
+
+def frozen_values(net: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """Initial weights, 0 at kept ones and at every third pruned one."""
+    parameters = dict(net.named_parameters())
+    values = {name: parameters[name].detach().masked_fill(mask, 0) for name, mask in masks.items()}
+    for value in values.values():
+        value.view(-1)[::3] = 0
+    return values
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_weights_stay_exactly_and_kept_ones_train_as_if_they_were_all(
+    optimizer: str, fit: Any, make_net: Any, make_module: Any, images: Any
+) -> None:
+    """51 steps against a loop whose parameters are the kept weights alone: the pruned ones are constants in it."""
+    masks, net = masks_of(make_net()), make_net().double()
+    frozen = frozen_values(make_net(seed=1), masks)
+    departures = Departures(masks, {name: value.double() for name, value in frozen.items()})
+    loader = DataLoader([(inputs.double(), label) for inputs, label in images], batch_size=16)
+
+    module = make_module(net=make_net().double(), optimizer=OPTIMIZERS[optimizer])
+    fit(module, [Frozen(masks, frozen), KeepPruned(), departures], data=loader, max_epochs=STEPS // 3)
+    assert (departures.steps, departures.found) == (STEPS, 0)
+
+    start = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    kept = {name: nn.Parameter(start[name][mask]) for name, mask in masks.items()}
+    others = {name: parameter for name, parameter in net.named_parameters() if name not in masks}
+    alone = OPTIMIZERS[optimizer]([*kept.values(), *others.values()])
+    for inputs, labels in itertools.chain.from_iterable([loader] * (STEPS // 3)):
+        weights = {n: departures.frozen[n].masked_scatter(mask, kept[n]) for n, mask in masks.items()}
+        outputs = torch.func.functional_call(net, {**others, **weights}, (inputs,))
+        alone.zero_grad()
+        nn.functional.cross_entropy(outputs, labels).backward()
+        alone.step()
+    for name, expected in {**others, **kept}.items():
+        trained, began = module.net.get_parameter(name).detach(), start[name]
+        if name in masks:
+            trained, began = trained[masks[name]], began[masks[name]]
+        assert (trained != began).all()
+        torch.testing.assert_close(trained, expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep_is_first", [True, False])
+def test_averages_of_frozen_weights_are_exact_and_so_are_checkpoints(
+    keep_is_first: bool, fit: Any, make_net: Any, make_module: Any, tmp_path: Path
+) -> None:
+    """.9 w + .1 w is not w: the average has to notice that there is nothing to average."""
+    masks = masks_of(make_net())
+    frozen = frozen_values(make_net(), masks)
+    average = EMAWeightAveraging(decay=0.9)
+    departures, module = Departures(masks, frozen, average), make_module()
+    pair = [KeepPruned(), average] if keep_is_first else [average, KeepPruned()]
+    trainer = fit(module, [Frozen(masks, frozen), *pair, departures], max_epochs=6)
+    assert (departures.steps, departures.found) == (18, 0)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    for name, mask in masks.items():
+        assert torch.equal(pruned_part(state[f"net.{name}"], mask), pruned_part(frozen[name], mask))
+
+
+def test_averages_of_kept_weights_are_those_without_frozen_ones(fit: Any, make_net: Any, make_module: Any) -> None:
+    """Frozen at 0 is pruned: the same training, the same average."""
+    masks = masks_of(make_net())
+    zeros = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+    modules = []
+    for source in (KeepPruned(masks), Frozen(masks, zeros)):
+        modules.append(make_module())
+        others = [] if isinstance(source, KeepPruned) else [KeepPruned()]
+        fit(modules[-1], [source, *others, EMAWeightAveraging(decay=0.9)], max_epochs=3)
+    plain, frozen = (module.net.state_dict() for module in modules)
+    assert all(torch.equal(plain[name], frozen[name]) for name in plain)
+
+
+def test_stochastic_weight_averaging_keeps_frozen_values(fit: Any, make_net: Any, make_module: Any) -> None:
+    masks, module = masks_of(make_net()), make_module()
+    frozen = frozen_values(make_net(seed=1), masks)
+    averaging = StochasticWeightAveraging(0.05, swa_epoch_start=1)
+    fit(module, [Frozen(masks, frozen), KeepPruned(), averaging], max_epochs=4)
+    weights = dict(module.net.named_parameters())
+    for name, mask in masks.items():
+        assert torch.equal(pruned_part(weights[name], mask), pruned_part(frozen[name], mask))
+
+
+def test_a_frozen_weight_that_something_wrote_to_raises(fit: Any, make_net: Any, make_module: Any) -> None:
+    masks = masks_of(make_net())
+    frozen = frozen_values(make_net(), masks)
+
+    class Leak(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            with torch.no_grad():
+                pl_module.net[7].weight[~masks["7.weight"]] += 1
+
+    count = int((~masks["7.weight"]).sum())
+    with pytest.raises(RuntimeError, match=f"^{count} pruned weights are not what they were frozen at"):
+        fit(make_module(), [Frozen(masks, frozen), Leak(), KeepPruned()])
 
 
 def test_a_leak_made_on_purpose_raises(fit: Any, make_module: Any, make_pruning: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunelab.pruning import PruningError
-from prunelab.training.network import find_network, load_weights
+from prunelab.training.network import find_network, load_weights, under_prefix
 
 
 def test_a_network_is_found_by_its_dotted_path(make_module: Any) -> None:
@@ -91,10 +91,10 @@ def write_optimizer(net: nn.Module, path: Path) -> None:
         (write_half, "damaged or no state dict"),
         (write_list, "damaged or no state dict"),
         (write_object, "damaged or no state dict"),
-        (write_numbers, "does not fit the network"),
-        (write_other_shape, "does not fit the network: 0.weight"),
+        (write_numbers, r"does not fit the network: 0\.weight \(missing\), .* and [0-9]+ more"),
+        (write_other_shape, r"does not fit the network: 0\.weight \(4x3x3x3 instead of 4x1x3x3\)$"),
         (write_other_names, "does not fit the network: .* and [0-9]+ more"),
-        (write_optimizer, "does not fit the network: 0.weight"),
+        (write_optimizer, r"does not fit the network: 0\.weight \(str instead of 4x1x3x3\), "),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line_that_names_the_file(
@@ -108,3 +108,64 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_file(
     assert "weights.pt" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def with_classes(net: nn.Sequential, classes: int) -> nn.Sequential:
+    return nn.Sequential(*net[:-1], nn.Linear(24, classes))
+
+
+@pytest.mark.parametrize("save", [save_plain, save_checkpoint])
+def test_a_head_with_other_classes_stays_as_drawn_where_that_is_asked_for(
+    save: Any, make_net: Any, tmp_path: Path
+) -> None:
+    source, net = with_classes(make_net(seed=1), 5), make_net(seed=2)
+    source[1].running_var.fill_(7.0)
+    drawn = {name: value.clone() for name, value in net.state_dict().items()}
+    save(source, tmp_path / "weights.pt")
+    assert load_weights(net, str(tmp_path / "weights.pt"), "net", new_head=True) == "7"
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, drawn[name] if name.startswith("7.") else source.state_dict()[name])
+
+
+def test_a_head_of_the_same_size_is_loaded_like_the_rest(make_net: Any, tmp_path: Path) -> None:
+    source, net = make_net(seed=1), make_net(seed=2)
+    save_plain(source, tmp_path / "weights.pt")
+    assert load_weights(net, str(tmp_path / "weights.pt"), "net", new_head=True) is None
+    assert torch.equal(net[7].weight, source[7].weight)
+
+
+def test_a_bare_layer_is_its_own_head(tmp_path: Path) -> None:
+    net = nn.Linear(4, 3)
+    save_plain(nn.Linear(4, 2), tmp_path / "weights.pt")
+    before = net.weight.clone()
+    assert load_weights(net, str(tmp_path / "weights.pt"), "", new_head=True) == ""
+    assert torch.equal(net.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda net: nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), *net[1:-1], nn.Linear(24, 5)),
+            r"0\.weight \(5x1x3x3",
+        ),
+        (lambda net: nn.Sequential(*net[:-1], nn.Linear(23, 5)), r"7\.weight \(5x23 instead of 3x24\)"),
+        (lambda net: nn.Sequential(*net[:-1]), r"7\.weight \(missing\), 7\.bias \(missing\)$"),
+    ],
+)
+def test_every_other_misfit_stays_an_error(change: Any, message: str, make_net: Any, tmp_path: Path) -> None:
+    net = make_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    save_plain(change(make_net(seed=1)), tmp_path / "weights.pt")
+    with pytest.raises(PruningError, match=message):
+        load_weights(net, str(tmp_path / "weights.pt"), "net", new_head=True)
+    with pytest.raises(PruningError, match="does not fit the network"):
+        load_weights(net, str(tmp_path / "weights.pt"), "net")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_under_prefix_takes_the_networks_part_or_everything() -> None:
+    assert under_prefix({"net.a": 1, "net.b.c": 2, "loss": 3}, "net") == {"a": 1, "b.c": 2}
+    assert under_prefix({"net.a": 1, "network.a": 2}, "net") == {"a": 1}
+    assert under_prefix({"a": 1, "b": 2}, "net") == {"a": 1, "b": 2}
+    assert under_prefix({"net.a": 1}, "") == {"net.a": 1}

@@ -88,12 +88,16 @@ def test_three_spellings_give_the_same_mask(make_net: Any, make_module: Any, mak
     assert len(set(found)) == 1
 
 
-@pytest.mark.parametrize(
-    "spellings", [{}, {"density": 0.1, "sparsity": 0.9}, {"density": 0.0}, {"compression_ratio": 0.5}]
-)
+@pytest.mark.parametrize("spellings", [{"density": 0.1, "sparsity": 0.9}, {"density": 0.0}, {"compression_ratio": 0.5}])
 def test_exactly_one_meaningful_density_is_needed(spellings: dict[str, float]) -> None:
     with pytest.raises(PruningError):
         PruningAtInit(magnitude, **spellings)
+
+
+def test_no_density_is_noticed_before_anything_is_scored(make_module: Any, make_pruning: Any, fit: Any) -> None:
+    pruning, keep = make_pruning(synflow, density=None)
+    with pytest.raises(PruningError, match="exactly one of density, sparsity and compression_ratio, got none"):
+        fit(make_module(), [pruning, keep])
 
 
 def test_density_1_prunes_nothing_and_says_so(make_module: Any, make_pruning: Any, fit: Any) -> None:

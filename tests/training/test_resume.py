@@ -4,6 +4,7 @@ import copy
 import errno
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from prunelab.data.augment import Normalisation, RandomCropFlip
 from prunelab.data.loader import TensorLoader
 from prunelab.pruning.criteria import Random, snip
+from prunelab.report.metrics_csv import MetricsCsv, read_metrics
 from prunelab.training import KeepPruned, PruningAtInit
-from prunelab.training.resume import AtomicCheckpointIO, SaveRandomState, read_checkpoint
+from prunelab.training.resume import AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState, read_checkpoint
 
 
 class Interrupted(Exception):
@@ -129,6 +131,64 @@ def test_resumed_is_uninterrupted_with_an_averaged_copy(
         assert torch.equal(value, modules[2].state_dict()[name]), name
     masks = callbacks[0].masks
     assert not any(modules[2].net.get_parameter(name)[~mask].any() for name, mask in masks.items())
+
+
+class SaveAt(Callback):
+    """Save at the end of a batch, counted over all epochs, and go on."""
+
+    def __init__(self, batch: int, path: Path) -> None:
+        self.batch, self.path = batch, path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.batch + 1:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.fixture
+def train(make_net: Any, make_module: Any, fit: Any) -> Callable[..., list[dict[str, str]]]:
+    """train(metrics.csv, callback, ...): 3 epochs of 3 batches; returns the rows."""
+
+    def run(path: Path, *extra: Callback, **options: Any) -> list[dict[str, str]]:
+        callbacks = [SaveRandomState(), CarryEpochMetrics(), MetricsCsv(path), *extra]
+        fit(make_module(make_net(dropout=0.5)), callbacks, data=loader(), max_epochs=3, **options)
+        return read_metrics(path)
+
+    return run
+
+
+@pytest.mark.parametrize("batch", [3, 4, 5])
+def test_the_rows_of_a_training_that_goes_back(batch: int, train: Any, tmp_path: Path) -> None:
+    """From inside the second epoch its row is that of the whole training; from its last batch that row is not there,
+    and the third one's holds nothing of it."""
+    checkpoint = tmp_path / "some.ckpt"
+    whole = train(tmp_path / "whole.csv", SaveAt(batch, checkpoint))
+    assert read_checkpoint(checkpoint) is not None
+    assert train(tmp_path / "again.csv", ckpt_path=checkpoint) == (whole[1:] if batch < 5 else whole[2:])
+
+
+def test_checkpoints_from_the_end_of_an_epoch_hold_no_metrics(train: Any, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    with pytest.raises(Interrupted):
+        train(tmp_path / "whole.csv", InterruptAfter(1, checkpoint))
+    content = read_checkpoint(checkpoint)
+    assert content is not None
+    assert "epoch_metrics" not in content
+
+
+def test_metrics_of_two_processes_go_on_in_one(train: Any, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "some.ckpt"
+    whole = train(tmp_path / "whole.csv", SaveAt(4, checkpoint))
+    content = torch.load(checkpoint, weights_only=True)
+    (of_rank,) = content["epoch_metrics"]["of_ranks"]
+    assert {saved["name"] for saved in of_rank} == {"lr", "train_loss", "train_accuracy"}
+    parts = [[saved | {"sums": [share * s for s in saved["sums"]]} for saved in of_rank] for share in (0.25, 0.75)]
+    content["epoch_metrics"]["of_ranks"] = parts
+    torch.save(content, checkpoint)
+    again = train(tmp_path / "again.csv", ckpt_path=checkpoint)
+    for row, expected in zip(again, whole[1:], strict=True):
+        assert [float(row[name]) for name in ("lr", "train_loss", "train_accuracy")] == pytest.approx(
+            [float(expected[name]) for name in ("lr", "train_loss", "train_accuracy")], rel=1e-6
+        )
 
 
 def flat(value: Any) -> list[Any]:

@@ -45,6 +45,10 @@ class Classifier(LightningModule):
         self._channels_last = channels_last
         self._compile = compile
 
+    def drop_schedule(self) -> None:
+        """Keep the learning rate where it is from now on."""
+        self._lr_scheduler = None
+
     def forward(self, images: Tensor) -> Tensor:
         if self._channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)

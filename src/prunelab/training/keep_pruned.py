@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from prunelab.pruning import Masks, PruningError
@@ -17,16 +19,19 @@ from prunelab.training.network import find_network
 
 
 class KeepPruned(Callback):
-    """Keep pruned weights at exactly 0 during training, for any optimizer.
+    """Keep pruned weights at exactly 0, or at the values they are frozen at, during training, for any optimizer.
 
     Gradients are masked before clipping, so that pruned weights do not enter the norm; optimizer slots (momentum, Adam
     moments) are zeroed once, after they were made or restored; weights are masked again right after each step, which
     catches what moves a weight without a gradient. Copies that Lightning's weight averaging made before pruning are
-    masked once; averages of zeros stay zero. Weights stay plain parameters: nothing is renamed or replaced.
+    masked once; averages of equal values stay what they are. Weights stay plain parameters: nothing is renamed or
+    replaced.
 
-    masks: None takes those of the PruningAtInit (or any callback with `masks`) in the trainer. net: attribute of the
+    masks: None takes those of the PruningAtInit (or any callback with `masks`) in the trainer, and with them its
+    `frozen` values: name -> tensor of what pruned weights hold, None for 0 everywhere. net: attribute of the
     LightningModule that holds the network; None means that callback's.
-    Raises: PruningError if there are no masks; RuntimeError at the end of an epoch if a pruned weight is not 0.
+    Raises: PruningError if there are no masks; RuntimeError at the end of an epoch if a pruned weight does not hold
+    what it should.
     """
 
     def __init__(self, masks: Masks | None = None, net: str | None = None) -> None:
@@ -34,17 +39,22 @@ class KeepPruned(Callback):
         self.net = net
         self._weights: list[Tensor] = []
         self._factors: list[Tensor] = []
+        self._frozen: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        masks, path = self._masks_and_path(trainer)
-        for module in (pl_module, *_averaged_copies(trainer)):
-            masks.apply_to(find_network(module, path))
+        masks, frozen, path = self._source(trainer)
+        for module in (pl_module, *(average.module for average in _averages(trainer))):
+            masks.apply_to(find_network(module, path), frozen)
         parameters = dict(find_network(pl_module, path).named_parameters())
         self._weights = [parameters[name] for name in masks]
         # factors of the weights' own dtype and memory layout: one fused multiplication for all layers
         self._factors = [torch.empty_like(parameters[name]).copy_(mask) for name, mask in masks.items()]
+        if frozen is not None:
+            pairs = zip(self._weights, self._factors, strict=True)
+            self._frozen = [weight.detach().masked_fill(factor != 0, 0) for weight, factor in pairs]
+            _average_exactly(trainer)
         for optimizer in trainer.optimizers:
             self._zero_slots(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._mask_weights))
@@ -56,10 +66,11 @@ class KeepPruned(Callback):
             torch._foreach_mul_(*map(list, zip(*gradients, strict=True)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        masks, path = self._masks_and_path(trainer)
-        leaked = count_leaked(find_network(pl_module, path), masks)
+        masks, frozen, path = self._source(trainer)
+        leaked = count_leaked(find_network(pl_module, path), masks, frozen)
         if leaked and all(bool(torch.isfinite(weight).all()) for weight in self._weights):
-            raise RuntimeError(f"{leaked} pruned weights are not 0: something outside the optimizer wrote to them")
+            held = "0" if frozen is None else "what they were frozen at"
+            raise RuntimeError(f"{leaked} pruned weights are not {held}: something outside the optimizer wrote to them")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._let_go()
@@ -70,16 +81,18 @@ class KeepPruned(Callback):
     def _let_go(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._weights, self._factors, self._handles = [], [], []
+        self._weights, self._factors, self._frozen, self._handles = [], [], [], []
 
-    def _masks_and_path(self, trainer: Trainer) -> tuple[Masks, str]:
+    def _source(self, trainer: Trainer) -> tuple[Masks, Mapping[str, Tensor] | None, str]:
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         pruning: Any = next((c for c in others if isinstance(getattr(c, "masks", None), Masks)), None)
-        masks = pruning.masks if self.masks is None and pruning is not None else self.masks
+        masks, frozen = self.masks, None
+        if masks is None and pruning is not None:
+            masks, frozen = pruning.masks, getattr(pruning, "frozen", None)
         if masks is None:
             raise PruningError("KeepPruned has no masks: give it some, or put PruningAtInit among the callbacks")
         path = self.net if self.net is not None else getattr(pruning, "net", "net")
-        return masks, path
+        return masks, frozen, path
 
     def _zero_slots(self, optimizer: Optimizer) -> None:
         for weight, factor in zip(self._weights, self._factors, strict=True):
@@ -91,10 +104,26 @@ class KeepPruned(Callback):
     def _mask_weights(self, *_: Any) -> None:
         if self._weights:
             torch._foreach_mul_(self._weights, self._factors)
+        if self._frozen:
+            torch._foreach_add_(self._weights, self._frozen)
 
 
-def _averaged_copies(trainer: Trainer) -> list[nn.Module]:
-    """The copies that weight averaging made in `setup`, of weights that were not pruned yet."""
+def _averages(trainer: Trainer) -> list[AveragedModel]:
+    """What weight averaging made in `setup`, of weights that were not pruned yet."""
     averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
     # not public, no public way exists
-    return [c._average_model.module for c in averaging if c._average_model is not None]
+    return [c._average_model for c in averaging if c._average_model is not None]
+
+
+def _average_exactly(trainer: Trainer) -> None:
+    """Make averages of equal values that value: decay * w + (1 - decay) * w is rounded to something else."""
+    for average in _averages(trainer):
+        if average.avg_fn is not None:
+            average.avg_fn = _exact(average.avg_fn)
+
+
+def _exact(average: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def averaged(mean: Tensor, value: Tensor, num_averaged: Tensor | int) -> Tensor:
+        return torch.where(mean == value, mean, average(mean, value, num_averaged))
+
+    return averaged

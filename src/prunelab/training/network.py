@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunelab.pruning import PruningError
+from prunelab.pruning.transfer import differs_in_outputs, head_weight, misfits
 
 
 def find_network(pl_module: nn.Module, path: str) -> nn.Module:
@@ -24,26 +27,46 @@ def find_network(pl_module: nn.Module, path: str) -> nn.Module:
         ) from None
 
 
-def load_weights(net: nn.Module, path: str, prefix: str) -> None:
+def load_weights(net: nn.Module, path: str, prefix: str, new_head: bool = False) -> str | None:
     """Load a state dict file, or the part of a Lightning checkpoint under `prefix`, strictly.
 
-    Raises: PruningError if the file is missing, damaged, or does not fit the network.
+    new_head: a head that has another number of outputs in the file stays as it is, weight and bias; returns its path,
+    None if there is no such head.
+    Raises: PruningError if the file is missing, damaged, or does not fit the network; nothing is changed then.
     """
+    weights, own = under_prefix(_read_state(path), prefix), net.state_dict()
+    head = head_weight(net).removesuffix("weight")
+    is_new = new_head and _differs_in_outputs(f"{head}weight", weights, own)
+    if is_new:
+        weights = {name: value for name, value in weights.items() if not name.startswith(head)}
+        weights |= {name: value for name, value in own.items() if name.startswith(head)}
+    if wrong := misfits(weights, own):
+        raise PruningError(f"weights_from: {path} does not fit the network: {wrong}")
+    net.load_state_dict(weights)
+    return head.removesuffix(".") if is_new else None
+
+
+def under_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The part of a state dict under the dotted `prefix`, by the names that the network itself has for it.
+
+    All of it if the prefix is "", or no name has it.
+    """
+    dotted = f"{prefix}." if prefix else ""
+    if all(not name.startswith(dotted) for name in state):
+        dotted = ""
+    return {name.removeprefix(dotted): value for name, value in state.items() if name.startswith(dotted)}
+
+
+def _read_state(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise PruningError(f"weights_from: no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state = {str(name): value for name, value in content.get("state_dict", content).items()}
+        return {str(name): value for name, value in content.get("state_dict", content).items()}
     except Exception as error:  # reading noise fails in any way: OSError, RuntimeError, IndexError, ...
         raise PruningError(f"weights_from: {path} is damaged or no state dict ({type(error).__name__})") from error
-    dotted = f"{prefix}." if prefix else ""
-    if all(not name.startswith(dotted) for name in state):
-        dotted = ""
-    weights = {name.removeprefix(dotted): value for name, value in state.items() if name.startswith(dotted)}
-    own = net.state_dict()
-    wrong = [name for name in own if getattr(weights.get(name), "shape", None) != own[name].shape]
-    wrong += [name for name in weights if name not in own]
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise PruningError(f"weights_from: {path} does not fit the network: {shown} missing, unknown or of other shape")
-    net.load_state_dict(weights)
+
+
+def _differs_in_outputs(name: str, weights: Mapping[str, Any], own: Mapping[str, Tensor]) -> bool:
+    given = weights.get(name)
+    return isinstance(given, Tensor) and name in own and differs_in_outputs(given, own[name])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prunelab.pruning import Criterion, Masks, PruningError, Scoring, prunable_names, prune
+from prunelab.pruning.actions import Mask0, Mask1, kept_values, pruned_values
 from prunelab.pruning.allocation import Allocation
 from prunelab.pruning.density import density_from
 from prunelab.pruning.gradients import scoring_loss
@@ -22,6 +24,7 @@ from prunelab.pruning.preflight import Preflight, preflight
 from prunelab.pruning.schedules import Schedule
 from prunelab.pruning.scoring import Batch, Loss
 from prunelab.pruning.selection import Scope
+from prunelab.pruning.transfer import transferred
 from prunelab.training.keep_pruned import KeepPruned
 from prunelab.training.network import find_network, load_weights
 from prunelab.training.scoring_data import example_input, scoring_batches
@@ -29,12 +32,32 @@ from prunelab.training.scoring_data import example_input, scoring_batches
 SAMPLES_PER_CLASS = 10
 
 
+@dataclass(frozen=True)
+class Ticket:
+    """What a level builds on, beside the weights that it starts from.
+
+    masks: of the level before; what they prune stays pruned. None: nothing is pruned yet. weights: state dict of the
+    network that is scored, which the level before ended with; initial: state dict of the network at the rewind point.
+    None: of the network as it stands. mask_1, keep_sign, mask_0: what becomes of kept and of pruned weights
+    (`pruning.actions`). fresh: state dict of a network drawn anew, for mask_1 "reinit".
+    """
+
+    masks: Masks | None = None
+    weights: Mapping[str, Tensor] | None = None
+    initial: Mapping[str, Tensor] | None = None
+    mask_1: Mask1 = "rewind"
+    keep_sign: bool = False
+    mask_0: Mask0 = "zero"
+    fresh: Mapping[str, Tensor] | None = None
+
+
 class PruningAtInit(Callback):
     """Score the network, select, check, set the zeros and report, when `fit` starts; `KeepPruned` then holds the zeros.
 
-    Exactly one of density, sparsity, compression_ratio. rounds: None means the criterion's own. include, exclude:
-    shell pattern or patterns of parameter names to add and to leave out (`prunable_names`). on_collapse: what to do
-    when a layer keeps no weight.
+    A criterion and exactly one of density, sparsity, compression_ratio; or instead `masks_from`, a file of masks that
+    are taken as they are (`pruning.transfer`). rounds: None means the criterion's own. include, exclude: shell pattern
+    or patterns of parameter names to add and to leave out (`prunable_names`). on_collapse: what to do when a layer
+    keeps no weight.
     net: dotted attribute of the LightningModule that holds the network, "" for the module itself.
     loss: (outputs, labels) -> mean loss, for criteria that need it; None means cross-entropy.
     batches: (inputs, labels) pairs to score with; None means the data module's `scoring_batches()`, un-augmented, or
@@ -52,7 +75,7 @@ class PruningAtInit(Callback):
 
     def __init__(
         self,
-        criterion: Criterion,
+        criterion: Criterion | None = None,
         density: float | None = None,
         sparsity: float | None = None,
         compression_ratio: float | None = None,
@@ -69,14 +92,22 @@ class PruningAtInit(Callback):
         loss: Loss | None = None,
         batches: Iterable[Batch] | None = None,
         weights_from: str | None = None,
+        masks_from: str | None = None,
         seed: int | None = None,
     ) -> None:
+        if (criterion is None) == (masks_from is None):
+            raise PruningError("PruningAtInit needs a criterion or masks_from, and not both")
+        spellings = (density, sparsity, compression_ratio)
+        has_density = any(spelling is not None for spelling in spellings)
+        if masks_from is not None and has_density:
+            raise PruningError("masks_from brings its density: leave density, sparsity and compression_ratio out")
         self.criterion = criterion
-        self.density = density_from(density, sparsity, compression_ratio)
+        self.masks_from = masks_from
+        self.density = density_from(*spellings) if has_density else None
         self.rounds = rounds
         self.schedule = schedule
         self.scope = scope
-        self.allocation = allocation
+        self.allocation: Allocation | Mapping[str, float] | None = allocation
         self.min_layer_density = min_layer_density
         self.include = [include] if isinstance(include, str) else list(include)
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
@@ -90,8 +121,12 @@ class PruningAtInit(Callback):
         self.masks: Masks | None = None
         self.preflight: Preflight | None = None
         self.seconds_scoring = 0.0
-        if samples_per_class is not None and not criterion.needs_batches:
-            raise PruningError(f"samples_per_class: {type(criterion).__name__} scores without data")
+        self.frozen: dict[str, Tensor] | None = None
+        self.ticket: Ticket | None = None
+        self.given: Masks | None = None
+        self.given_digest: str | None = None
+        if samples_per_class is not None and not (criterion is not None and criterion.needs_batches):
+            raise PruningError(f"samples_per_class: {type(criterion or masks_from).__name__} scores without data")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -100,50 +135,86 @@ class PruningAtInit(Callback):
             raise PruningError(
                 "PruningAtInit needs KeepPruned() among the trainer's callbacks, or the zeros would not last"
             )
+        if self.criterion is not None:
+            check_density_given(self.density)
         if self.weights_from is not None and self.masks is None:
-            load_weights(find_network(pl_module, self.net), self.weights_from, self.net)
+            self._load_weights(trainer, find_network(pl_module, self.net), self.weights_from)
+
+    def _load_weights(self, trainer: Trainer, net: nn.Module, path: str) -> None:
+        new_head = load_weights(net, path, self.net, new_head=self.masks_from is not None)
+        if new_head is not None and trainer.is_global_zero:
+            print(f"weights_from: {new_head or 'the layer'} has another number of outputs, it starts as drawn")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net = find_network(pl_module, self.net)
         if self.masks is not None:  # restored from the checkpoint, or a second fit with this callback
-            self.masks.apply_to(net)
+            if self.given is not None and self.given.digest() != self.given_digest:
+                warnings.warn("the masks given are not those that this run began with, which are kept", stacklevel=2)
+            self.masks.apply_to(net, self.frozen)
             if trainer.is_global_zero:
                 print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)
             return
         started = time.monotonic()
         with isolate_rng():  # the training's own random draws must not depend on how it was pruned
-            masks, report, scores = self._prune(trainer, pl_module, net)
-        self.masks, self.preflight = _agreed(trainer, masks), report
-        self.masks.apply_to(net)
+            # rank 0's seed: ranks that were seeded apart must still find one mask
+            seed = trainer.strategy.broadcast(torch.initial_seed() if self.seed is None else self.seed)
+            torch.manual_seed(seed)  # of the loader that scoring may read
+            with _weights(net, self.ticket.weights if self.ticket else None):
+                found = self._find(trainer, pl_module, net, torch.Generator().manual_seed(seed))
+            self.masks, self.preflight = _agreed(trainer, found.masks), found.report
+            self._set_weights(net, self.masks, torch.Generator().manual_seed(seed))
         self.seconds_scoring = time.monotonic() - started
         if trainer.is_global_zero:
-            print(report, flush=True)
-        self._judge(report)
-        _notify(trainer, "on_pruned", pl_module, report, scores or {}, self.masks)
+            print(self.preflight, flush=True)
+        self._judge(self.preflight)
+        _notify(trainer, "on_pruned", pl_module, self.preflight, found.scores or {}, self.masks)
 
-    def _prune(
-        self, trainer: Trainer, pl_module: LightningModule, net: nn.Module
-    ) -> tuple[Masks, Preflight, dict[str, Tensor] | None]:
-        # rank 0's seed: ranks that were seeded apart must still find one mask
-        seed = trainer.strategy.broadcast(torch.initial_seed() if self.seed is None else self.seed)
-        torch.manual_seed(seed)  # of the loader that scoring may read
-        dense = Masks.dense(net, prunable_names(net, self.include, self.exclude))
-        given = None if self.batches is None else list(self.batches)
-        example = _like_weights(example_input(trainer, pl_module, given), net)
-        batches = self._batches(trainer, net, example, given)
-        num_rounds = self.criterion.rounds if self.rounds is None else self.rounds
-        last: dict[str, Any] = {"scores": None, "scored": dense, "kept": dense}
+    def _find(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module, generator: torch.Generator) -> _Found:
+        names = prunable_names(net, self.include, self.exclude)
+        batches = None if self.batches is None else list(self.batches)
+        example = _like_weights(example_input(trainer, pl_module, batches), net)
+        given = self._given(net, names)
+        if given is None:
+            start = self.ticket.masks.to(example.device) if self.ticket and self.ticket.masks else None
+            start = start or Masks.dense(net, names)
+            return self._score(trainer, pl_module, net, start, example, batches, generator)
+        return _Found(given, preflight(net, given, example, density_requested=given.density), None)
+
+    def _given(self, net: nn.Module, names: Sequence[str]) -> Masks | None:
+        if self.given is None and self.masks_from is not None:
+            self.given = load_masks(self.masks_from)
+        if self.given is None:
+            return None
+        self.given_digest = self.given.digest()
+        return transferred(self.given, net, names)
+
+    def _score(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        net: nn.Module,
+        start: Masks,
+        example: Tensor,
+        given: Sequence[Batch] | None,
+        generator: torch.Generator,
+    ) -> _Found:
+        criterion, density = self.criterion, check_density_given(self.density)
+        if criterion is None:
+            raise RuntimeError("there is neither a criterion nor masks")
+        batches = self._batches(criterion, trainer, net, example, given)
+        num_rounds = criterion.rounds if self.rounds is None else self.rounds
+        last: dict[str, Any] = {"scores": None, "scored": start, "kept": start}
 
         def on_round(index: int, density: float, scores: dict[str, Tensor], masks: Masks) -> None:
-            last.update(scores=scores, scored=dense if self.criterion.revives else last["kept"], kept=masks)
+            last.update(scores=scores, scored=start if criterion.revives else last["kept"], kept=masks)
             _notify(trainer, "on_pruning_round", pl_module, index, num_rounds, density, scores, masks)
 
         masks = prune(
             net,
-            self.criterion,
-            density=self.density,
+            criterion,
+            density=density,
             example_input=example,
-            masks=dense,
+            masks=start,
             batches=batches,
             rounds=self.rounds,
             schedule=self.schedule,
@@ -152,25 +223,47 @@ class PruningAtInit(Callback):
             min_layer_density=self.min_layer_density,
             on_round=on_round,
             loss=self.loss,
-            generator=torch.Generator().manual_seed(seed),
+            initial=self.ticket.initial if self.ticket else None,
+            generator=generator,
         )
         loss = None
         if batches:
-            scoring = Scoring(net, dense, example, batches=batches, loss=self.loss)
-            loss = scoring_loss(scoring, batch_norm=getattr(self.criterion, "batch_norm", "running"))
+            scoring = Scoring(net, start, example, batches=batches, loss=self.loss)
+            loss = scoring_loss(scoring, batch_norm=getattr(criterion, "batch_norm", "running"))
         report = preflight(
             net,
             masks,
             example,
-            density_requested=self.density,
+            density_requested=density,
             scores=last["scores"],
             scored_masks=last["scored"],
             scoring_loss=loss,
         )
-        return masks, report, last["scores"]
+        return _Found(masks, report, last["scores"])
 
-    def _batches(self, trainer: Trainer, net: nn.Module, example: Tensor, given: Sequence[Batch] | None) -> list[Batch]:
-        if not self.criterion.needs_batches:
+    @torch.no_grad()
+    def _set_weights(self, net: nn.Module, masks: Masks, generator: torch.Generator) -> None:
+        """Zeros, or whatever else the ticket wants kept and pruned weights to be."""
+        if (ticket := self.ticket) is not None:
+            parameters = {name: parameter for name, parameter in net.named_parameters() if name in masks}
+            now = {name: parameter.clone() for name, parameter in parameters.items()}
+            kept = kept_values(
+                ticket.mask_1, now, masks, keep_sign=ticket.keep_sign, fresh=ticket.fresh, generator=generator
+            )
+            for name, values in kept.items():
+                parameters[name].copy_(values)
+            self.frozen = pruned_values(ticket.mask_0, ticket.initial or now, ticket.weights or now, masks)
+        masks.apply_to(net, self.frozen)
+
+    def _batches(
+        self,
+        criterion: Criterion,
+        trainer: Trainer,
+        net: nn.Module,
+        example: Tensor,
+        given: Sequence[Batch] | None,
+    ) -> list[Batch]:
+        if not criterion.needs_batches:
             return []
         samples = SAMPLES_PER_CLASS if self.samples_per_class is None else self.samples_per_class
         found = scoring_batches(trainer, given, samples, net, example)
@@ -188,14 +281,54 @@ class PruningAtInit(Callback):
         """Tensors and plain values only, so that checkpoints load with torch's default `weights_only=True`."""
         return {
             "masks": None if self.masks is None else dict(self.masks),
+            "frozen": self.frozen,
+            "given_digest": self.given_digest,
             "preflight": None if self.preflight is None else asdict(self.preflight),
             "seconds_scoring": self.seconds_scoring,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.masks = None if state_dict["masks"] is None else Masks(state_dict["masks"])
+        self.frozen = state_dict["frozen"]
+        self.given_digest = state_dict["given_digest"]
         self.preflight = None if state_dict["preflight"] is None else Preflight(**state_dict["preflight"])
         self.seconds_scoring = state_dict["seconds_scoring"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    masks: Masks
+    report: Preflight
+    scores: dict[str, Tensor] | None
+
+
+def check_density_given(density: float | None) -> float:
+    """Raises: PruningError if there is none."""
+    if density is None:
+        raise PruningError("give exactly one of density, sparsity and compression_ratio, got none of them")
+    return density
+
+
+def load_masks(path: str) -> Masks:
+    """Raises: PruningError if the file is missing or holds no masks."""
+    try:
+        return Masks.load(path)
+    except OSError as error:
+        raise PruningError(f"masks_from: there is no masks file {path}") from error
+
+
+@contextmanager
+def _weights(net: nn.Module, state: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The network with the weights and buffers of `state`; with its own again afterwards, bit for bit."""
+    if state is None:
+        yield
+        return
+    own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.load_state_dict(state)
+    try:
+        yield
+    finally:
+        net.load_state_dict(own)
 
 
 def _agreed(trainer: Trainer, masks: Masks) -> Masks:

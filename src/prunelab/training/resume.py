@@ -1,4 +1,5 @@
-"""What a run needs to be resumed bit for bit: checkpoints that are whole or not there, and the random state."""
+"""What a run needs to be resumed bit for bit: checkpoints that are whole or not there, the random state, and what an
+epoch has logged so far."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -86,3 +89,125 @@ class SaveRandomState(Callback):
         random.setstate((version, tuple(keys), gauss))
         kind, numbers, *position = state["numpy"]
         np.random.set_state((kind, np.array(numbers, dtype=np.uint32), *position))
+
+
+class CarryEpochMetrics(Callback):
+    """Carry what an epoch has logged so far in the checkpoints from inside it: its means go on where they were.
+
+    Lightning saves no running means, and calls no on_train_epoch_start when it resumes inside an epoch. What was logged
+    there (the learning rate) is logged anew at the end of the epoch; to everything else the saved sums are added once
+    its first new summand is there, in which order makes no difference to a sum of two. Sums and means are carried; a
+    maximum, a minimum or a torchmetrics.Metric starts anew. With another number of processes than before, each gets an
+    equal share of the sums.
+    The metrics that callbacks see, such as the last validation's, are carried too. Checkpoints from the end of an epoch
+    hold nothing of this.
+
+    Goes before the callbacks that save, or read the metrics of an epoch.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[dict[str, Any]] = []
+        self._callback_metrics: dict[str, Tensor] = {}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._add_pending(trainer)
+        if _inside_epoch(trainer):
+            seen = trainer._logger_connector._callback_metrics
+            checkpoint["epoch_metrics"] = {
+                "of_ranks": _of_ranks(trainer, _running_sums(trainer) + self._pending),
+                "callback_metrics": {name: value.detach().cpu() for name, value in seen.items()},
+            }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if saved := checkpoint.get("epoch_metrics"):
+            self._pending = _own_share(saved["of_ranks"], trainer)
+            self._callback_metrics = saved["callback_metrics"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seen = {name: value.to(pl_module.device) for name, value in self._callback_metrics.items()}
+        trainer._logger_connector._callback_metrics.update(seen)
+        self._callback_metrics = {}
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and not _inside_epoch(trainer):
+            # saved at the last batch of its epoch: Lightning begins the next one, but would not call its
+            # on_train_epoch_start, as if it were inside it
+            loop.reset_restart_stage()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pending = []  # of an epoch whose last batch was the one that was saved
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._add_pending(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._add_pending(trainer)
+        results = trainer.fit_loop.epoch_loop._results
+        zero = torch.zeros((), device=pl_module.device)
+        for saved in self._pending:
+            shown = {key: saved[key] for key in ("prog_bar", "logger", "reduce_fx", "sync_dist")}
+            # under a name of its own for its origin: the next epoch logs with options that are not all known here
+            results.log("resumed", saved["name"], zero, batch_size=0, sync_dist_fn=trainer.strategy.reduce, **shown)
+            _add(results[f"resumed.{saved['name']}"], saved)
+        self._pending = []
+
+    def _add_pending(self, trainer: Trainer) -> None:
+        """As soon as the first new summand is there: it may come after this callback's turn."""
+        results = trainer.fit_loop.epoch_loop._results
+        waiting = []
+        for saved in self._pending:
+            metric = results.get(f"{saved['fx']}.{saved['name']}")
+            if metric is None or metric.has_reset:
+                waiting.append(saved)
+            else:
+                _add(metric, saved)
+        self._pending = waiting
+
+
+def _inside_epoch(trainer: Trainer) -> bool:
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    return epoch.processed < epoch.started
+
+
+def _running_sums(trainer: Trainer) -> list[dict[str, Any]]:
+    """Of everything that this epoch logged on this rank: where, what, how, and [sum] or [sum, number of samples]."""
+    return [
+        {
+            "fx": metric.meta.fx,
+            "name": metric.meta.name,
+            "prog_bar": metric.meta.prog_bar,
+            "logger": metric.meta.logger,
+            "reduce_fx": metric.meta.reduce_fx.__name__,
+            "sync_dist": metric.meta.sync.should,
+            "sums": [getattr(metric, name).detach().cpu() for name in _sum_names(metric)],
+        }
+        for metric in trainer.fit_loop.epoch_loop._results.result_metrics
+        if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset and _sum_names(metric)
+    ]
+
+
+def _sum_names(metric: Any) -> tuple[str, ...]:
+    if metric.meta.is_mean_reduction:
+        return "value", "cumulated_batch_size"
+    return ("value",) if metric.meta.is_sum_reduction else ()
+
+
+def _add(metric: Any, saved: dict[str, Any]) -> None:
+    for name, addend in zip(_sum_names(metric), saved["sums"], strict=True):
+        current = getattr(metric, name)
+        setattr(metric, name, current + addend.to(current.device))
+
+
+def _of_ranks(trainer: Trainer, own: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What each rank has, on every rank: only the first one writes the file."""
+    if trainer.world_size == 1:
+        return [own]
+    of_ranks: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(of_ranks, own)
+    return of_ranks
+
+
+def _own_share(of_ranks: list[list[dict[str, Any]]], trainer: Trainer) -> list[dict[str, Any]]:
+    if len(of_ranks) == trainer.world_size:
+        return of_ranks[trainer.global_rank]
+    everything = [saved for of_rank in of_ranks for saved in of_rank]
+    return [saved | {"sums": [part / trainer.world_size for part in saved["sums"]]} for saved in everything]

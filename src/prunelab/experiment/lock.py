@@ -1,0 +1,42 @@
+"""One process at a time in a run's directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prunelab.experiment.errors import RunError
+
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock of the directory that the file `path` is in; the directory has to be there.
+
+    The lock is the kernel's (a POSIX record lock), on the file, which says who has it and stays. It belongs to this
+    process alone, not to those that it starts or forks, and is freed when it ends, however that is.
+    Raises: RunError if another process holds it.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            message = f"the run directory {path.parent} is held by {holder}: wait for it or stop it"
+            raise RunError(message) from None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            warnings.warn(f"{path.parent} cannot be locked here: do not start this run twice at a time", stacklevel=3)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,159 @@
+"""What a signal does to a run: it ends where the same command can take it up, and the exit code names the signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.utilities.types import _Stateful
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.connectors.signal_connector import _HandlersCompose
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+Handlers = dict[signal.Signals, Any]
+
+
+class Interrupted(SystemExit):
+    """The end of the process by the signal `number`: exit code 128 + number, as shells count."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class StopOnSignal(Callback):
+    """On SIGTERM, SIGINT or SIGUSR1 while training: save `path`, say so in a line, leave with `Interrupted`.
+
+    path: where the same command looks for the checkpoint to go on from.
+    The step that is being made is completed, gradient accumulation included. A batch that the end of its epoch or a
+    validation follows is not the place to save, as Lightning would skip these on a resume: the training goes on to the
+    next batch, or the epoch ends as always and the process leaves before the next one, or after training. Where the
+    training loader cannot resume inside an epoch nothing is saved, and the epoch will be trained again. A second signal
+    ends the process at once, and leaves the checkpoint that is there.
+    Of several processes it is enough that one gets the signal. All leave together, the first with the exit code and the
+    others with 0: a launcher that sees one of them fail would kill the first while it cleans up.
+    SIGUSR1 is Lightning's where it requeues jobs of SLURM by it.
+
+    Goes after the callbacks that do something at the end of a batch: what comes later is not in the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._received = 0  # the signal that came to this process, 0 for none
+        self._saved_for = 0  # the signal that all processes have saved for
+        self._former: Handlers = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._received = self._saved_for = 0
+        requeues = isinstance(signal.getsignal(signal.SIGUSR1), _HandlersCompose)
+        self._former = _install(self._take_note, SIGNALS[:2] if requeues else SIGNALS)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if number := self._agreed(trainer):
+            where = f"after epoch {trainer.current_epoch}" if trainer.current_epoch else "before the first epoch"
+            self._leave(trainer, number, f"{where}: the same command goes on from there")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._saved_for:  # not before: what the saved batch logs comes after its on_train_batch_end
+            where = f"in epoch {trainer.current_epoch + 1} after step {trainer.global_step}"
+            self._leave(trainer, self._saved_for, f"{where}, saved {self._path}: the same command goes on from there")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        number = self._agreed(trainer)
+        if not number or _epoch_end_or_validation_follows(trainer):
+            return
+        if not _resumes_inside_epochs(trainer):
+            epoch = trainer.current_epoch + 1
+            self._leave(trainer, number, f"in epoch {epoch}, nothing saved: the same command starts this epoch again")
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            trainer.save_checkpoint(self._path)
+            self._saved_for = number
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        number = self._agreed(trainer)
+        self._restore()
+        if number:
+            self._leave(trainer, number, "after the training: the same command does what is left")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _take_note(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            raise Interrupted(number)
+        self._received = number
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that came to any of the processes; all of them have to ask."""
+        if trainer.world_size == 1:
+            return self._received
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+    def _leave(self, trainer: Trainer, number: int, where: str) -> None:
+        if not trainer.is_global_zero:
+            raise SystemExit(0)
+        print(f"stopped by {signal.Signals(number).name} {where}", flush=True)
+        raise Interrupted(number)
+
+    def _restore(self) -> None:
+        _put_back(self._former)
+        self._former = {}
+
+
+@contextmanager
+def exit_code_on_signals() -> Iterator[None]:
+    """Outside of training: SIGTERM, SIGINT and SIGUSR1 end the process at once with `Interrupted`.
+
+    Does nothing in a thread other than the main one, which alone can handle signals, and leaves SIGUSR1 to Lightning
+    under SLURM.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    # under SLURM a handler that is there already would keep Lightning from installing the one that requeues
+    former = _install(leave, SIGNALS[:2] if SLURMEnvironment.detect() else SIGNALS)
+    try:
+        yield
+    finally:
+        _put_back(former)
+
+
+def _install(handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals]) -> Handlers:
+    """Handle the signals by `handler`, but for those that whoever started the process wants ignored; returns the
+    handlers that it replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    former = {number: signal.getsignal(number) for number in numbers}
+    former = {number: other for number, other in former.items() if other not in (None, signal.SIG_IGN)}
+    for number in former:
+        signal.signal(number, handler)
+    return former
+
+
+def _put_back(former: Handlers) -> None:
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+def _epoch_end_or_validation_follows(trainer: Trainer) -> bool:
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return trainer.should_stop or loop._num_ready_batches_reached() or loop._should_check_val_fx(fetcher)
+
+
+def _resumes_inside_epochs(trainer: Trainer) -> bool:
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    return all(isinstance(part, _Stateful) for part in loader.flattened)
