@@ -1,9 +1,18 @@
-"""Whole runs on random pictures: 96 to train on, 24 to validate, 33 to test; 6 steps an epoch, a second in all."""
+"""Whole runs on random pictures: 96 to train on, 24 to validate, 33 to test; 6 steps an epoch, a second in all.
+
+And commands of train.py in processes of their own, which can be killed.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import pkgutil
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -65,9 +74,23 @@ def random_pictures(batch_size: int = 16, val_size: int = 24) -> ImageDataModule
     return ImageDataModule(read, batch_size, val_size, augment="crop_flip", padding=1)
 
 
+def noisy() -> torch.nn.Module:
+    """A network with everything that a rewound training has to bring back: batch norm's statistics and dropout."""
+    conv, norm = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+    head = (torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(144, 3))
+    return torch.nn.Sequential(conv, norm, torch.nn.ReLU(), *head)
+
+
+NOISY = {"class_path": "noisy", "init_args": {}}
+OWN: dict[str, Callable[..., torch.nn.Module]] = {"noisy": noisy}
+
+
 def built(spec: dict[str, Any] | None) -> Any:
     """A callable from {class_path, init_args}, None from None."""
-    return spec and partial(pkgutil.resolve_name(spec["class_path"]), **spec["init_args"])
+    if spec is None:
+        return None
+    target = OWN.get(spec["class_path"]) or pkgutil.resolve_name(spec["class_path"])
+    return partial(target, **spec["init_args"])
 
 
 class Experiment:
@@ -84,14 +107,19 @@ class Experiment:
             *groups, key = path.split(".")
             section = config
             for group in groups:
-                section = section[group]
+                section = section.setdefault(group, {})
             section[key] = value
         return config
 
-    def level(self, **changes: Any) -> LevelDir:
-        return RunDir.of(str(self.directory), "tiny", self.config(**changes)).level(0)
+    def level(self, index: int = 0, **changes: Any) -> LevelDir:
+        return RunDir.of(str(self.directory), "tiny", self.config(**changes)).level(index)
 
-    def __call__(self, ckpt_path: str | None = None, **changes: Any) -> LevelDir:
+    def levels(self, **changes: Any) -> list[LevelDir]:
+        """Run it, and return all of its levels."""
+        self(**changes)
+        return RunDir.of(str(self.directory), "tiny", self.config(**changes)).levels()
+
+    def __call__(self, ckpt_path: str | None = None, fresh: bool = False, **changes: Any) -> LevelDir:
         config = self.config(**changes)
 
         def instantiate() -> Any:
@@ -100,10 +128,10 @@ class Experiment:
             model, pruning = spec["model"], spec["pruning"]
             trainer = spec["trainer"] | {"callbacks": [*self.callbacks, *(spec["trainer"]["callbacks"] or [])]}
             module = Classifier(built(model["net"])(), built(model["optimizer"]), built(model["lr_scheduler"]))
-            pruning["criterion"] = built(pruning["criterion"])()
+            pruning["criterion"] = pruning["criterion"] and built(pruning["criterion"])()
             return trainer, module, random_pictures(**spec["data"]["init_args"]), PruningAtInit(**pruning)
 
-        assert run("tiny", config, instantiate, str(self.directory), ckpt_path) == 0
+        assert run("tiny", config, instantiate, str(self.directory), ckpt_path, fresh) == 0
         return self.level(**changes)
 
 
@@ -133,3 +161,119 @@ def data() -> ImageDataModule:
 @pytest.fixture
 def num_prunable() -> int:
     return NUM_PRUNABLE
+
+
+# To import what a run needs takes longer than a small run: it is imported once, and each command gets a fork of that.
+SERVER = """
+import json, os, signal, socket, sys
+import matplotlib.figure, sklearn.datasets
+from prunelab.cli import main
+import prunelab.pruning.criteria
+
+matplotlib.figure.Figure.draw = lambda *_: None  # half of the time of a small run, and nothing depends on pictures
+connection = socket.socket(fileno=int(sys.argv[1]))
+connection.send(b"ready")
+while True:
+    message, files, *_ = socket.recv_fds(connection, 2**16, 1)
+    if not message:  # the tests are gone
+        os.killpg(0, signal.SIGKILL)
+    request = json.loads(message)
+    if "ended" in request:
+        answer = os.waitstatus_to_exitcode(os.waitpid(request["ended"], 0)[1])
+    elif answer := os.fork():
+        os.close(files[0])
+    else:
+        break
+    connection.send(json.dumps(answer).encode())
+connection.close()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a shell, whatever the tests were started from
+for stream in (1, 2):
+    os.dup2(files[0], stream)
+os.close(files[0])
+os.chdir(request["directory"])
+os.environ |= request["environment"]
+code = 1
+try:
+    code = main(request["arguments"])
+except SystemExit as end:
+    code = end.code
+except BaseException:
+    sys.excepthook(*sys.exc_info())
+finally:
+    os._exit(code)  # Python's own end would take seconds
+"""
+
+
+class Command:
+    """A command of train.py that runs in a process of its own. lines: what it has printed, errors too."""
+
+    def __init__(self, server: socket.socket, arguments: list[str], directory: Path, **environment: str) -> None:
+        self._server = server
+        reader, writer = os.pipe()
+        request = {"arguments": arguments, "directory": str(directory), "environment": environment}
+        socket.send_fds(server, [json.dumps(request).encode()], [writer])
+        os.close(writer)
+        self.pid: int = json.loads(server.recv(100))
+        self.lines: list[str] = []
+        self._output = os.fdopen(reader)
+        self._code: int | None = None
+
+    def read_to(self, sign: str) -> None:
+        """Go on when it prints a line with `sign`."""
+        for line in self._output:
+            self.lines.append(line)
+            if sign in line:
+                return
+        raise AssertionError("".join(self.lines))
+
+    def send(self, number: signal.Signals) -> None:
+        if self._code is None:  # afterwards the id may be another's
+            os.kill(self.pid, number)
+
+    def end(self) -> int:
+        """Its exit code, once it has ended; below 0 the signal that killed it."""
+        if self._code is None:
+            with self._output:
+                self.lines += self._output
+            self._server.send(json.dumps({"ended": self.pid}).encode())
+            self._code = json.loads(self._server.recv(100))
+        return self._code
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+
+@pytest.fixture(scope="session")
+def launch() -> Iterator[Callable[..., Command]]:
+    """launch(arguments, directory, **environment) -> the Command; none of them outlives the tests."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", SERVER, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    theirs.close()
+    try:
+        assert ours.recv(100) == b"ready"
+        yield partial(Command, ours)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        ours.close()
+
+
+@pytest.fixture
+def start(launch: Callable[..., Command]) -> Iterator[Callable[..., Command]]:
+    """Like `launch`; what the test leaves running, as when it fails, is killed."""
+    commands: list[Command] = []
+
+    def begin(arguments: list[str], directory: Path, **environment: str) -> Command:
+        commands.append(launch(arguments, directory, **environment))
+        return commands[-1]
+
+    yield begin
+    for command in commands:
+        command.send(signal.SIGKILL)
+        command.end()

@@ -18,9 +18,9 @@ from pytorch_lightning.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-import prunelab.experiment.run as run_module
 from prunelab.data import ImageDataModule
 from prunelab.data.errors import DataError
+from prunelab.experiment import train_level
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.run import evaluate
 from prunelab.experiment.run_dir import LevelDir
@@ -29,7 +29,16 @@ from prunelab.pruning import Masks, PruningError, prune
 from prunelab.pruning.criteria import snip
 from prunelab.training import Classifier
 
-FILES = {"record.json", "masks.pt", "metrics.csv", "last.ckpt", "previous.ckpt", "best.ckpt"}
+FILES = {
+    "record.json",
+    "masks.pt",
+    "ticket.pt",
+    "metrics.csv",
+    "last.ckpt",
+    "previous.ckpt",
+    "best.ckpt",
+    "rewind.ckpt",
+}
 LESS = {"trainer.max_epochs": 2}
 
 
@@ -116,7 +125,7 @@ def test_what_a_finished_run_leaves(
     printed = capsys.readouterr().out
     assert {path.name for path in level.path.iterdir() if "tfevents" not in path.name} == FILES
     assert len(list(level.path.glob("events.out.tfevents.*"))) == 1
-    assert {path.name for path in level.path.parent.iterdir()} == {"config.yaml", "versions.yaml", "level_00"}
+    assert {path.name for path in level.path.parent.iterdir()} == {"config.yaml", "versions.yaml", "level_00", "lock"}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [level.path.parent.name]
     assert printed.split()[-1] == str(level.path.parent)
     assert printed.splitlines()[-1].split()[-1] == str(level.path.parent)
@@ -213,7 +222,7 @@ def test_results_appear_while_the_run_goes_on(experiment: Any) -> None:
     experiment.callbacks = [Look()]
     experiment()
     assert seen_files == [
-        {"masks.pt", "metrics.csv"},
+        {"masks.pt", "ticket.pt", "metrics.csv", "rewind.ckpt"},
         FILES - {"record.json", "previous.ckpt"},
         FILES - {"record.json"},
     ]
@@ -226,7 +235,7 @@ def test_config_and_versions_are_there_before_anything_is_scored(experiment: Any
     class LookAndStop(Callback):
         def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
             names = {path.name for path in experiment.level().path.parent.iterdir()}
-            assert names == {"config.yaml", "versions.yaml", "level_00"}
+            assert names == {"config.yaml", "versions.yaml", "level_00", "lock"}
             raise Interrupted
 
     experiment.callbacks = [LookAndStop()]
@@ -345,7 +354,7 @@ def test_a_run_that_died_before_its_record_only_writes_that(
     def die(*_: Any) -> None:
         raise Interrupted
 
-    monkeypatch.setattr(run_module, "write_record", die)
+    monkeypatch.setattr(train_level, "write_record", die)
     with pytest.raises(Interrupted):
         experiment()
     monkeypatch.undo()
@@ -585,9 +594,11 @@ def test_what_the_user_set_stays(
     assert look.root == str(level.path)
 
     logger = CSVLogger(tmp_path / "own")
-    run_trainer = run_module.run_trainer
+    run_trainer = train_level.run_trainer
     # an object: no part of a config that can be written
-    monkeypatch.setattr(run_module, "run_trainer", lambda given, *rest: run_trainer({**given, "logger": logger}, *rest))
+    monkeypatch.setattr(
+        train_level, "run_trainer", lambda given, *rest: run_trainer({**given, "logger": logger}, *rest)
+    )
     experiment(**LESS, **{"trainer.default_root_dir": str(tmp_path / "root"), "seed_everything": 3})
     assert "warning: the trainer has no TensorBoardLogger" in capsys.readouterr().err
     assert look.loggers == [logger]

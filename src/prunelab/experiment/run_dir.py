@@ -1,8 +1,11 @@
 """A run's directory: its name, its files. The only file that joins paths.
 
 runs/synflow_resnet20-synflow-d0.1-s0-1f3a5c7e/
-    config.yaml  versions.yaml
-    level_00/    record.json  masks.pt  metrics.csv  last.ckpt  previous.ckpt  best.ckpt  events.out.tfevents.*
+    config.yaml  versions.yaml  lock
+    level_00/    record.json  masks.pt  ticket.pt  rewind.ckpt  metrics.csv  last.ckpt  previous.ckpt  best.ckpt
+                 events.out.tfevents.*
+    level_01/    the same without rewind.ckpt; start.ckpt while it trains
+    summary/     events.out.tfevents.*, where there are several levels
 """
 
 from __future__ import annotations
@@ -13,13 +16,15 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from prunelab.experiment.errors import RunError
+from prunelab.experiment.levels import Tickets
 from prunelab.names import short_name
 from prunelab.pruning.density import density_from
 
@@ -41,11 +46,22 @@ class RunDir:
 
     @classmethod
     def of(cls, output_dir: str, name: str, config: Mapping[str, Any]) -> RunDir:
-        """<output_dir>/<config>-<criterion>-d<density>-s<seed>-<hash of all values that change the result>."""
-        criterion = short_name("pruning.criterion", config["pruning"]["criterion"]["class_path"])
+        """<output_dir>/<config>-<criterion>-d<density>-s<seed>-<hash of all values that change the result>.
+
+        With a control its name follows the criterion's. Masks from elsewhere have no criterion and no density.
+        """
         digest = hashlib.sha256(json.dumps(result_keys(config), sort_keys=True).encode()).hexdigest()[:8]
-        values = f"{criterion}-d{density_of(config):.6g}-s{config['seed_everything']}-{digest}"
-        return cls(Path(output_dir) / f"{name}-{values}")
+        density = density_of(config)
+        words = [name, criterion_name(config), config.get("control"), None if density is None else f"d{density:.6g}"]
+        return cls(Path(output_dir) / "-".join([*filter(None, words), f"s{config['seed_everything']}", digest]))
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary"
 
     @property
     def config(self) -> Path:
@@ -58,26 +74,43 @@ class RunDir:
     def level(self, index: int) -> LevelDir:
         return LevelDir(self.path / f"level_{index:02d}")
 
-    def create(self, config: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-        """Make the directory and write what will be run, before it runs; or check that it is what was run.
+    def levels(self) -> list[LevelDir]:
+        """The levels that have been begun, in order."""
+        found = [LevelDir(path) for path in self.path.glob("level_[0-9][0-9]*") if path.is_dir()]
+        return sorted(found, key=lambda level: level.index)
+
+    def set_aside(self) -> Path:
+        """Give the directory another name, <name>.1 or the next that is free; returns it."""
+        others = (self.path.with_name(f"{self.path.name}.{number}") for number in count(1))
+        kept = next(path for path in others if not path.exists())
+        self.path.rename(kept)
+        return kept
+
+    def make(self, *paths: Path) -> None:
+        """Make the directory and those at `paths` in it. Raises: RunError if they cannot be, or not be written to."""
+        for path in (self.path, *paths):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except (PermissionError, NotADirectoryError, FileExistsError) as error:
+                raise RunError(f"the run directory {self.path} cannot be written: {error.strerror}") from error
+            if not os.access(path, os.W_OK):
+                raise RunError(f"the run directory {self.path} cannot be written: no permission")
+
+    def create(self, config: Mapping[str, Any], versions: Mapping[str, str], level: int = 0) -> None:
+        """Make the directory and that of a level, and write what will be run; or check that it is what was run.
 
         Raises: RunError if the directory cannot be written, or holds a run of other values (which).
         """
-        try:
-            self.level(0).path.mkdir(parents=True, exist_ok=True)
-            if self.config.exists():
-                self._check_same(config)
-            else:
-                write_atomically(self.versions, yaml.safe_dump(dict(versions), sort_keys=False))
-                write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False))
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise RunError(f"the run directory {self.path} cannot be written: {error.strerror}") from error
-        if not os.access(self.path, os.W_OK) or not os.access(self.level(0).path, os.W_OK):
-            raise RunError(f"the run directory {self.path} cannot be written: no permission")
+        self.make(self.level(level).path)
+        if self.config.exists():
+            self._check_same(config)
+        else:
+            write_atomically(self.versions, yaml.safe_dump(dict(versions), sort_keys=False))
+            write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
     def remove_unstarted(self) -> None:
         """Remove the directory of a run that was refused before it had a checkpoint."""
-        if not self.level(0).last_checkpoint.exists():
+        if not any(level.last_checkpoint.exists() for level in self.levels()):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def read_config(self) -> dict[str, Any]:
@@ -99,9 +132,13 @@ class RunDir:
 
 @dataclass(frozen=True)
 class LevelDir:
-    """One training. Level 0 is the only one for criteria at initialisation."""
+    """One training. Level 0 is the only one where nothing says otherwise."""
 
     path: Path
+
+    @property
+    def index(self) -> int:
+        return int(self.path.name.removeprefix("level_"))
 
     @property
     def record(self) -> Path:
@@ -127,21 +164,33 @@ class LevelDir:
     def best_checkpoint(self) -> Path:
         return self.path / "best.ckpt"
 
+    @property
+    def rewind_checkpoint(self) -> Path:
+        return self.path / "rewind.ckpt"
+
+    @property
+    def start_checkpoint(self) -> Path:
+        return self.path / "start.ckpt"
+
+    @property
+    def ticket(self) -> Path:
+        return self.path / "ticket.pt"
+
 
 def result_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the result: all but devices, workers, places, bars, and the number of epochs.
 
-    The three spellings of one density are one value.
+    With several levels the number of epochs decides too. The three spellings of one density are one value.
     """
     kept = deepcopy({key: value for key, value in config.items() if key not in ("output_dir", "ckpt_path")})
     for path, names in _HARMLESS.items():
         section: Any = kept
         for key in path.split("."):
             section = section.get(key) or {}
-        for name in names:
+        for name in names - ({"max_epochs"} if has_levels(config) else set()):
             section.pop(name, None)
-    kept["pruning"] |= {"density": density_of(config), "sparsity": None, "compression_ratio": None}
-    return kept
+    kept["pruning"] |= {"density": spelled_density(config), "sparsity": None, "compression_ratio": None}
+    return kept | {"tickets": asdict(tickets_of(config)), "control": config.get("control")}
 
 
 def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -163,8 +212,60 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def density_of(config: Mapping[str, Any]) -> float:
-    return density_from(**{key: config["pruning"].get(key) for key in ("density", "sparsity", "compression_ratio")})
+def criterion_name(config: Mapping[str, Any]) -> str:
+    """The criterion's short name; "masks_from" where masks come from elsewhere."""
+    criterion = config["pruning"].get("criterion")
+    return "masks_from" if criterion is None else short_name("pruning.criterion", criterion["class_path"])
+
+
+def has_levels(config: Mapping[str, Any]) -> bool:
+    return tickets_of(config).has_levels
+
+
+def tickets_of(config: Mapping[str, Any]) -> Tickets:
+    return Tickets(**(config.get("tickets") or {}))
+
+
+def density_of(config: Mapping[str, Any]) -> float | None:
+    """The density that is asked for at the end; None if masks from elsewhere bring it."""
+    if config["pruning"].get("masks_from") is not None:
+        return None
+    return tickets_of(config).pruned_densities(spelled_density(config))[-1]
+
+
+def spelled_density(config: Mapping[str, Any]) -> float | None:
+    """The density that `pruning` gives in one of its spellings, if it does."""
+    spellings = {key: config["pruning"].get(key) for key in ("density", "sparsity", "compression_ratio")}
+    return density_from(**spellings) if any(value is not None for value in spellings.values()) else None
+
+
+def find_masks(path: str) -> Path:
+    """The file of masks that `path` means: itself, or that of a level, or of the last finished level of a run.
+
+    Raises: RunError if there is none.
+    """
+    given = Path(path)
+    finished = [level.masks for level in RunDir(given).levels() if level.record.exists()]
+    candidates = [given, LevelDir(given).masks, *reversed(finished)]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise RunError(f"pruning.masks_from: {path} is no file of masks and no finished run")
+    return found
+
+
+def find_weights(path: str) -> Path:
+    """The file of weights that `path` means: itself, or the ticket of a level, or the rewind point of a run.
+
+    Raises: RunError for a directory with neither.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        return given
+    candidates = [LevelDir(given).ticket, RunDir(given).level(0).rewind_checkpoint]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise RunError(f"pruning.weights_from: {path} has no rewind point and no ticket: give a run, a level or a file")
+    return found
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

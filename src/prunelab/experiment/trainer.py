@@ -6,11 +6,13 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -21,15 +23,25 @@ from prunelab.report.metrics_csv import MetricsCsv
 from prunelab.report.progress import EpochLines, PruningProgress
 from prunelab.report.tensorboard import PruningSummary
 from prunelab.training import KeepPruned, PruningAtInit
-from prunelab.training.resume import AtomicCheckpointIO, SaveRandomState
+from prunelab.training.interruption import StopOnSignal
+from prunelab.training.network import find_network
+from prunelab.training.resume import AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState
+from prunelab.training.rewind import LastLearningRate, SaveRewindPoint
 
 
 def run_trainer(
-    arguments: Mapping[str, Any], config: Mapping[str, Any], pruning: PruningAtInit, level: LevelDir, step: int
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any],
+    pruning: PruningAtInit,
+    level: LevelDir,
+    step: int,
+    rewind_step: int | str | None,
+    prefix: str,
 ) -> Trainer:
-    """A Trainer with the user's `arguments` that prunes and leaves everything in `level`; `step`: where it begins.
+    """A Trainer with the user's `arguments` that prunes and leaves everything in `level`.
 
-    What the user set stays, apart from progress bars where the output is no terminal.
+    step: where it begins. rewind_step: which point it saves for later levels, if any. prefix: of its lines. What the
+    user set stays, apart from progress bars where the output is no terminal.
     """
     bars = sys.stdout.isatty() and arguments.get("enable_progress_bar") is not False
     checkpoints: dict[str, Any] = {
@@ -42,15 +54,19 @@ def run_trainer(
         pruning,
         KeepPruned(),
         Timer(arguments.get("max_time"), verbose=False),
-        _SaveMasks(pruning, level.masks),
+        _SaveTicket(pruning, level),
         ConfigInCheckpoint(config),
         SaveRandomState(),
-        PruningProgress(),
+        CarryEpochMetrics(),
+        LastLearningRate(),
+        PruningProgress(prefix=prefix),
         PruningSummary(),
         MetricsCsv(level.metrics),
-        RichProgressBar() if bars else EpochLines(),
+        RichProgressBar() if bars else EpochLines(prefix),
         *([] if max_steps == -1 else [_StopAtStep(max_steps)]),
         *_as_list(arguments.get("callbacks")),
+        *([] if rewind_step is None else [SaveRewindPoint(level.rewind_checkpoint, rewind_step, max_steps)]),
+        StopOnSignal(level.last_checkpoint),
         _BestCheckpoint(filename="best", monitor="val_accuracy", mode="max", **checkpoints),
         ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **checkpoints),
     ]
@@ -171,18 +187,30 @@ class _StopAtStep(Callback):
             trainer.should_stop = True
 
 
-class _SaveMasks(Callback):
-    """masks.pt, as soon as the masks exist, in a resumed run too: its checkpoint may come from elsewhere."""
+class _SaveTicket(Callback):
+    """masks.pt, as soon as the masks exist, in a resumed run too: its checkpoint may come from elsewhere.
 
-    def __init__(self, pruning: PruningAtInit, path: Path) -> None:
+    And ticket.pt, the state dict of the pruned network before its first step, for a plain `load_state_dict`.
+    """
+
+    def __init__(self, pruning: PruningAtInit, level: LevelDir) -> None:
         self._pruning = pruning
-        self._path = path
+        self._level = level
+
+    def on_pruned(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.is_global_zero:
+            state = find_network(pl_module, self._pruning.net).state_dict()
+            _replace(self._level.ticket, partial(torch.save, {name: tensor.cpu() for name, tensor in state.items()}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._pruning.masks is not None:  # they were found just before this
-            temporary = self._path.with_suffix(".tmp")
-            self._pruning.masks.save(temporary)
-            temporary.replace(self._path)
+            _replace(self._level.masks, self._pruning.masks.save)
+
+
+def _replace(path: Path, save: Callable[[Path], None]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    save(temporary)
+    temporary.replace(path)
 
 
 class _BestCheckpoint(ModelCheckpoint):
