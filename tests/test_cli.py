@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from prunelab import cli
 from prunelab.command_line import Command, read_command
+from prunelab.experiment.levels import Tickets
 from prunelab.pruning import Scoring
 from prunelab.pruning.criteria import Grasp, Snip, SynFlow
 
@@ -149,7 +151,8 @@ def test_the_run_gets_plain_values_and_fresh_objects(base: str, monkeypatch: pyt
     ]
     assert cli.main(words) == 17
     assert (given["name"], given["output_dir"], given["ckpt_path"]) == ("base", "2024", str(checkpoint))
-    assert given["config"].keys() == {"seed_everything", "trainer", "model", "data", "pruning"}
+    assert given["fresh"] is False
+    assert given["config"].keys() == {"seed_everything", "trainer", "model", "data", "pruning", "tickets", "control"}
     assert given["config"]["pruning"]["criterion"]["init_args"]["rounds"] == 50
     assert given["config"]["data"]["class_path"] == "prunelab.data.cifar10"
     assert yaml.safe_load(yaml.safe_dump(given["config"])) == given["config"]
@@ -159,6 +162,58 @@ def test_the_run_gets_plain_values_and_fresh_objects(base: str, monkeypatch: pyt
     assert all(one is not other for one, other in zip(first, second, strict=True))
     assert first[0]["callbacks"][0] is not second[0]["callbacks"][0]
     assert first[0]["max_epochs"] == 3
+
+
+def test_fresh_reaches_the_run(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(cli, "run", lambda **arguments: given.update(arguments) or 0)
+    assert cli.main(["--fresh", "--config", base]) == 0
+    assert given["fresh"] is True
+    assert "fresh" not in given["config"]
+
+
+def test_levels_are_typed_and_completed(base: str) -> None:
+    words = ["--tickets.levels", "2", "--tickets.rewind_step", "500it", "--tickets.layer_rates", '{"fc*": 1}']
+    given = resolved("--config", base, *words, "--control", "random")
+    assert given.control == "random"
+    tickets = Tickets(**given.tickets.as_dict())
+    assert tickets == Tickets(levels=2, rewind_step="500it", layer_rates={"fc*": 1.0})
+    assert type(tickets.layer_rates["fc*"]) is float
+    assert given.tickets.as_dict().keys() == {field.name for field in fields(Tickets)}
+    assert resolved("--config", base, "--tickets.rewind_step", "500").tickets.rewind_step == 500
+    assert resolved("--config", base, "--tickets.densities", "[1, 0.5]").tickets.densities == [1.0, 0.5]
+    plain = resolved("--config", base)
+    assert plain.control is None
+    assert Tickets(**plain.tickets.as_dict()) == Tickets()
+
+
+def test_masks_from_elsewhere_need_no_criterion(base: str) -> None:
+    pruning = built("--config", base, "--pruning.masks_from", "runs/some").pruning
+    assert (pruning.criterion, pruning.density, pruning.masks_from) == (None, None, "runs/some")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--tickets.levls 3", "unknown key tickets.levls, did you mean tickets.levels?"),
+        ("--levels 3", "unknown key levels, did you mean tickets.levels?"),
+        ("--tickets.levels many", "tickets.levels: expected int or null, got many"),
+        ("--tickets.rewind weight", "tickets.rewind: expected one of weights, learning_rate, finetune; got weight"),
+        ("--tickets.densities 0.5", "tickets.densities: expected list[float] or null, got 0.5"),
+        ("--tickets.densities [a]", "tickets.densities: expected float, got a"),
+        ("--tickets.layer_rates [1]", "tickets.layer_rates: expected dict[str, float] or null, got [1]"),
+        ("--tickets.layer_rates {fc:x}", "tickets.layer_rates: "),
+        ("--tickets.supermask maybe", "tickets.supermask: expected bool, got maybe"),
+        ("--tickets 3", "tickets: expected a mapping, got 3"),
+        ("--control randm", "got randm, did you mean random?"),
+        ("--control", "--control needs a value"),
+        ("--pruning.masks_from x --pruning.density 0.5", "pruning has masks_from and density: give one of them"),
+    ],
+)
+def test_mistakes_about_levels(words: str, message: str, base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--config", base, *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_print_config_prints_what_a_run_would_use(
@@ -176,6 +231,8 @@ def test_help_all_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for key in ("--trainer.max_epochs", "--model.label_smoothing", "--pruning.min_layer_density", "--output_dir"):
         assert key in text
+    for key in ("--fresh", "--control", "--tickets.rewind_step"):
+        assert f"\n  {key}" in text
     assert any(line.split()[:3] == ["grasp", "rounds", "temperature"] for line in text.splitlines())
 
 
@@ -196,3 +253,48 @@ def test_errors_of_the_program_keep_their_traceback(base: str, monkeypatch: pyte
     assert isinstance(command, Command)
     with pytest.raises(FileNotFoundError):
         cli.run_command(command)
+
+
+def test_mistakes_in_a_grid_are_found_before_a_run(
+    base: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "run_grid", lambda *_: pytest.fail("something ran"))
+    for axis, message in (
+        ("model.optimizer.lr [0.1, fast]", "cell 2 of 2: model.optimizer.lr fast: model.optimizer.lr: expected float"),
+        ("model.optimizer.lrr [0.1]", "cell 1 of 1: model.optimizer.lrr 0.1: unknown key model.optimizer.lrr, did you"),
+        ("control [null, randm]", "cell 2 of 2: control randm: control: expected one of random, shuffle"),
+    ):
+        key, _, values = axis.partition(" ")
+        assert cli.main(["--config", base, f"--grid.{key}", values]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert cli.main(["--config", base, "--gird.seed_everything", "[0]"]) == 2
+    assert "unknown key gird.seed_everything, did you mean" in capsys.readouterr().err
+
+
+def test_print_config_prints_the_grid_to_run_again(
+    base: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--config", base, "--grid.model.optimizer.lr", "[0.1, 0.01]", "--grid.control", "[reinit, null]"]
+    assert cli.main([*words, "--print_config"]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    given, again = read_command(words), read_command(["--config", str(printed)])
+    assert again.grid == given.grid == {"model.optimizer.lr": [0.1, 0.01], "control": ["reinit", None]}
+    parser = cli.build_parser()
+    for one, other in zip(given.cells, again.cells, strict=True):
+        assert cli.resolve(parser, one.config) == cli.resolve(parser, other.config)
+
+
+def test_where_a_cell_failed_stands_before_what_failed(
+    base: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: Any) -> int:
+        error = OSError(28, "No space left on device", "some.ckpt")
+        error.add_note("cell 2 of 2: seed_everything 1")
+        raise error
+
+    monkeypatch.setattr(cli, "run_grid", full_disk)
+    assert cli.main(["--config", base, "--grid.seed_everything", "[0, 1]"]) == 2
+    expected = "train.py: error: cell 2 of 2: seed_everything 1: some.ckpt: No space left on device\n"
+    assert capsys.readouterr().err == expected

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prunelab.command_line import Command, read_command, read_or_answer
+from prunelab.names import CommandError
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = """\
@@ -120,6 +121,7 @@ def test_help_lists_configs_names_and_examples(argv: list[str], capsys: pytest.C
         assert any(path.name in line and claim in line for line in text.splitlines())
     assert "iterative_snip" in text
     assert "tiny_imagenet" in text
+    assert "--fresh" in text
 
 
 def test_actions() -> None:
@@ -127,6 +129,45 @@ def test_actions() -> None:
     command = read_or_answer(["--config", "quickstart", "--print_config"])
     assert isinstance(command, Command)
     assert command.action == "print_config"
+
+
+def test_fresh_is_a_flag_in_any_place(base: str) -> None:
+    for words in (["--fresh", "--config", base], ["--config", base, "--fresh", "--data.batch_size", "64"]):
+        command = read_command(words)
+        assert command.fresh
+        assert "fresh" not in command.config
+    assert not read_command(["--config", base]).fresh
+    assert read_command(["--config", base, "--fresh", "--print_config"]).action == "print_config"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fresh", "true"], "unexpected 'true': options are written --key value"),
+        (["--fresh=true"], "unexpected '--fresh=true': --fresh takes no value"),
+        (["--fresh="], "unexpected '--fresh=': --fresh takes no value"),
+        (["--data.batch_size", "--fresh"], "--data.batch_size needs a value"),
+    ],
+)
+def test_fresh_takes_no_value(words: list[str], message: str, base: str) -> None:
+    with pytest.raises(CommandError) as refused:
+        read_command(["--config", base, *words])
+    assert str(refused.value) == message
+
+
+def test_densities_of_levels_on_the_command_line_replace_the_configs(base: str) -> None:
+    config = config_of("--config", base, "--tickets.densities", "[0.5, 0.2]", "--tickets.layer_rates", '{"fc*": 0.5}')
+    assert config["tickets"] == {"densities": [0.5, 0.2], "layer_rates": {"fc*": 0.5}}
+    assert "density" not in config["pruning"]
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_options_do_not_drop_each_other(base: str, order: slice) -> None:
+    words = ["--pruning.masks_from=runs/some", "--pruning.criterion=snip", "--tickets.levels=3"][order]
+    config = config_of("--config", base, *words)
+    assert config["pruning"]["criterion"]["class_path"] == "prunelab.pruning.criteria.Snip"
+    assert config["tickets"] == {"levels": "3"}
+    assert config["pruning"].keys() == {"criterion", "masks_from"}
 
 
 def test_help_and_simple_mistakes_import_no_torch(tmp_path: Path) -> None:
@@ -151,3 +192,118 @@ assert not heavy, heavy
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+GRID = """\
+grid:
+  model.optimizer.lr: [0.1, 0.01]
+  control: [reinit, null]
+  seed_everything: [0, 1]
+"""
+
+
+@pytest.fixture
+def grid(base: str) -> str:
+    path = Path(base).with_name("grid.yaml")
+    path.write_text(BASE + GRID)
+    return str(path)
+
+
+def test_cells_are_every_combination_and_the_ticket_comes_before_its_control(grid: str) -> None:
+    command = read_command(["--config", grid])
+    assert [tuple(cell.values.values()) for cell in command.cells] == [
+        *((0.1, None, 0), (0.1, None, 1), (0.1, "reinit", 0), (0.1, "reinit", 1)),
+        *((0.01, None, 0), (0.01, None, 1), (0.01, "reinit", 0), (0.01, "reinit", 1)),
+    ]
+    assert command.cells[3].title == "cell 4 of 8: model.optimizer.lr 0.1, control reinit, seed_everything 1"
+    assert command.cells[4].title == "cell 5 of 8: model.optimizer.lr 0.01, control null, seed_everything 0"
+    assert "grid" not in command.config
+    assert command.name == "grid"
+
+
+def test_axes_stay_in_the_order_typed(base: str) -> None:
+    words = ["--grid.model.optimizer.lr", "[1]", "--grid.seed_everything", "[0]", "--grid.pruning.density", "[0.5]"]
+    order = ["model.optimizer.lr", "seed_everything", "pruning.density"]
+    assert list(read_command(["--config", base, *words]).grid) == order
+
+
+def test_a_cell_is_what_its_values_make_when_typed(grid: str) -> None:
+    cell = read_command(["--config", grid, "--data.batch_size", "64"]).cells[6]
+    words = ["--control", "reinit", "--seed_everything", "0", "--data.batch_size", "64", "--model.optimizer.lr", "0.01"]
+    typed = read_command(["--config", grid, *words])
+    assert typed.cells == ()
+    typed.config.pop("grid", None)
+    assert cell.config["model"]["optimizer"]["init_args"] == {"lr": 0.01, "momentum": 0.9}
+    assert typed.config["model"]["optimizer"]["init_args"] == {"lr": "0.01", "momentum": 0.9}
+    assert (typed.config.pop("seed_everything"), cell.config.pop("seed_everything")) == ("0", 0)
+    typed.config["model"]["optimizer"] = cell.config["model"]["optimizer"]
+    assert typed.config == cell.config
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (["--seed_everything", "7"], ["model.optimizer.lr", "control"]),
+        (["--control", "null", "--seed_everything", "7", "--seed_everything", "8"], ["model.optimizer.lr"]),
+        (["--model.optimizer", "adam"], ["model.optimizer.lr", "control", "seed_everything"]),
+        (["--grid.model.optimizer.lr", "null"], ["control", "seed_everything"]),
+        (["--grid", "null", "--grid.pruning.sparsity", "[0.5]"], ["pruning.sparsity"]),
+        (["--grid", "null"], []),
+    ],
+)
+def test_options_go_over_the_grid(words: list[str], left: list[str], grid: str) -> None:
+    command = read_command(["--config", grid, *words])
+    assert list(command.grid) == left
+    assert all(list(cell.values) == left for cell in command.cells)
+
+
+@pytest.mark.parametrize(
+    ("axis", "option"),
+    [("pruning.density", "--pruning.compression_ratio=4"), ("pruning.sparsity", "--tickets.densities=[0.5]")],
+)
+def test_any_spelling_of_the_density_removes_the_axis(axis: str, option: str, base: str) -> None:
+    words = ["--config", base, "--config", str(Path(base).with_name("axis.yaml"))]
+    Path(words[-1]).write_text(f"grid: {{{axis}: [0.25, 0.5], seed_everything: [0, 1]}}\n")
+    command = read_command(words)
+    assert [cell.config["pruning"].get("density") for cell in command.cells[::2]] == (
+        [0.25, 0.5] if axis == "pruning.density" else [None, None]
+    )
+    assert list(read_command([*words, option]).grid) == ["seed_everything"]
+
+
+def test_classes_are_axes_and_options_are_their_knobs(base: str) -> None:
+    words = [
+        "--grid.pruning.criterion",
+        "[synflow, {name: snip, batch_norm: batch}]",
+        "--pruning.criterion.rounds",
+        "4",
+    ]
+    command = read_command(["--config", base, *words])
+    criteria = [cell.config["pruning"]["criterion"]["init_args"] for cell in command.cells]
+    assert criteria == [{"rounds": "4"}, {"batch_norm": "batch", "rounds": "4"}]
+    assert ["rounds" in cell.config["pruning"] for cell in command.cells] == [True, False]
+    assert command.cells[1].title == 'cell 2 of 2: pruning.criterion {"name": "snip", "batch_norm": "batch"}'
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--fresh"],
+            "--fresh goes with one run: give a value for each key of the grid, model.optimizer.lr, control, ",
+        ),
+        (["--ckpt_path", "x"], "--ckpt_path goes with one run: "),
+        (["--grid.control", "[null]", "--control", "reinit"], "--control and --grid.control: give one of them"),
+        (
+            ["--grid.pruning.density", "[0.5, 2]"],
+            "seed_everything 0, pruning.density 2: pruning.density: expected a num",
+        ),
+        (["--grid.pruning.criterion", "[snpi]"], "pruning.criterion snpi: pruning.criterion: no 'snpi', did you mean"),
+        (["--grid.seed_everything", "[-1]"], "cell 1 of 4: model.optimizer.lr 0.1, control null, seed_everything -1: "),
+        (["--grid.seed_everything", "3"], "grid: seed_everything: expected a list of values, such as [0, 1], got 3"),
+    ],
+)
+def test_mistakes_in_a_grid(words: list[str], message: str, grid: str) -> None:
+    with pytest.raises(CommandError) as refused:
+        read_command(["--config", grid, *words])
+    assert message in str(refused.value)

@@ -49,7 +49,7 @@ def test_its_command_is_valid_and_builds_the_model_and_the_pruning(path: Path, p
     built = parser.instantiate(config)  # data modules read nothing before prepare_data
     assert isinstance(built.model, Classifier)
     assert isinstance(built.pruning, PruningAtInit)
-    assert config.trainer.max_epochs > 0
+    assert (config.trainer.max_epochs or 0) > 0 or config.trainer.max_steps > 0
 
 
 def test_each_criterion_has_a_config() -> None:
@@ -80,6 +80,20 @@ def test_networks_have_the_papers_sizes(name: str, parameters: int, parser: Ligh
     config = resolve(parser, read_command(["--config", name]).config)
     net = parser.instantiate(config).model.net
     assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "num_seeds"), [("rethinking_resnet20", 5), ("rethinking_quickstart", 3)])
+def test_rethinking_compares_in_everything_else_alike(
+    name: str, num_seeds: int, parser: LightningArgumentParser
+) -> None:
+    cells = read_command(["--config", name]).cells
+    compared = [(cell.values["model.optimizer.lr"], cell.values["control"]) for cell in cells[::num_seeds]]
+    assert compared == [(0.1, None), (0.1, "reinit"), (0.01, None), (0.01, "reinit")]
+    assert [cell.values["seed_everything"] for cell in cells] == [*range(num_seeds)] * 4
+    first, last = (resolve(parser, cell.config) for cell in (cells[0], cells[-1]))
+    assert (last.model.optimizer.init_args.lr, last.control, last.seed_everything) == (0.01, "reinit", num_seeds - 1)
+    last.model.optimizer.init_args.lr, last.control, last.seed_everything = 0.1, None, 0
+    assert last == first
 
 
 def _command(path: Path) -> str:

@@ -14,16 +14,20 @@ from copy import deepcopy
 from inspect import signature
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from prunelab.command_line import Command, fail, read_or_answer, short_help
+from prunelab.command_line import FRESH, Command, fail, in_words, read_or_answer, short_help
 from prunelab.compat.bolts import load_bolts
 from prunelab.config import Config, section
 from prunelab.data.errors import DataError
+from prunelab.experiment.controls import Control
 from prunelab.experiment.errors import RunError
+from prunelab.experiment.grid import Cell, run_grid
+from prunelab.experiment.levels import Tickets
 from prunelab.experiment.run import Instantiate, run
 from prunelab.messages import explain, keys_of
 from prunelab.models.errors import ModelError
@@ -48,17 +52,19 @@ def run_command(command: Command) -> int:
             print(_long_help())
             return 0
         parser = build_parser()
-        config = resolve(parser, command.config)
         if command.action == "print_config":
-            print(parser.dump(config, skip_unset=False), end="")
+            print(parser.dump(resolve(parser, command.config), skip_unset=False), end="")
+            print(yaml.safe_dump({"grid": command.grid}, sort_keys=False) if command.grid else "", end="")
             return 0
-        return _run(command.name, parser, config)
+        if command.cells:
+            return _run_grid(command, parser)
+        return _run(command, parser, resolve(parser, command.config))
     except USER_ERRORS as error:
-        return fail(error)
+        return _fail(error, str(error))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        return fail(f"{error.filename or 'output_dir'}: {error.strerror}")
+        return _fail(error, f"{error.filename or 'output_dir'}: {error.strerror}")
     except KeyboardInterrupt:
         return 130
 
@@ -74,6 +80,8 @@ def build_parser() -> LightningArgumentParser:
     parser.add_argument("--data", type=LightningDataModule, required=True)
     # loss and batches are Python objects, for scripts
     parser.add_class_arguments(PruningAtInit, "pruning", skip={"loss", "batches"}, sub_configs=True)
+    parser.add_class_arguments(Tickets, "tickets", instantiate=False)
+    parser.add_argument("--control", type=Control | None, default=None)
     return parser
 
 
@@ -92,14 +100,48 @@ def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
     try:
         return parser.parse_object(deepcopy(config))
     except ArgumentError as error:
-        raise CommandError(explain(str(error), config, parser.get_defaults().keys())) from None
+        raise CommandError(explain(str(error), config, [*parser.get_defaults().keys(), "grid"])) from None
 
 
-def _run(name: str, parser: LightningArgumentParser, config: Namespace) -> int:
+def _fail(error: Exception, message: str) -> int:
+    """Say what is wrong, after the cell of the grid that it is noted to be in."""
+    return fail(": ".join([*getattr(error, "__notes__", ()), message]))
+
+
+def _run_grid(command: Command, parser: LightningArgumentParser) -> int:
+    """Run all cells, which are resolved before the first one runs: a mistake in any of them is found at once."""
+    cells = []
+    for cell in command.cells:
+        try:
+            config = resolve(parser, cell.config)
+        except CommandError as error:
+            raise CommandError(f"{cell.title}: {error}") from None
+        plain, output_dir, _ = _plain(parser, config)
+        values = {
+            key: value if isinstance(value, int | float | None) else in_words(value)
+            for key, value in cell.values.items()
+        }
+        cells.append(Cell(cell.title, values, plain, instantiator(parser, config)))
+    return run_grid(command.name, cells, output_dir)
+
+
+def _plain(parser: LightningArgumentParser, config: Namespace) -> tuple[Config, str, str | None]:
+    """The values that a run is made of, and beside them output_dir and ckpt_path."""
     plain = json.loads(parser.dump(config, format="json", skip_unset=False))
-    output_dir, ckpt_path = plain.pop("output_dir"), plain.pop("ckpt_path")
+    return plain, plain.pop("output_dir"), plain.pop("ckpt_path")
+
+
+def _run(command: Command, parser: LightningArgumentParser, config: Namespace) -> int:
+    plain, output_dir, ckpt_path = _plain(parser, config)
     objects = instantiator(parser, config)
-    return run(name=name, config=plain, instantiate=objects, output_dir=output_dir, ckpt_path=ckpt_path)
+    return run(
+        name=command.name,
+        config=plain,
+        instantiate=objects,
+        output_dir=output_dir,
+        ckpt_path=ckpt_path,
+        fresh=command.fresh,
+    )
 
 
 def instantiator(parser: LightningArgumentParser, config: Namespace) -> Instantiate:
@@ -131,8 +173,10 @@ def _texts(value: Any) -> Iterator[str]:
 def _long_help() -> str:
     """The short help, every key with its type and default, and the keys of whatever has a short name."""
     defaults = build_parser().get_defaults()
-    lines = [short_help(), "", *(f"  --{key} = {value}" for key, value in defaults.items() if "." not in key)]
-    for group, target in (("model", Classifier), ("pruning", PruningAtInit), ("trainer", Trainer)):
+    top = (f"  --{key} = {value}" for key, value in defaults.items() if "." not in key)
+    lines = [short_help(), "", *top, "  --grid.KEY = [VALUE, ...]", f"  {FRESH}"]
+    groups = {"model": Classifier, "pruning": PruningAtInit, "tickets": Tickets, "trainer": Trainer}
+    for group, target in groups.items():
         parameters = signature(target, eval_str=True).parameters.values()
         lines += ["", *(f"  --{group}.{parameter}" for parameter in parameters)]
     for slot, table in SHORT_NAMES.items():

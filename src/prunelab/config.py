@@ -30,6 +30,21 @@ DENSITY_SPELLINGS: dict[str, tuple[Callable[[float], bool], str]] = {
     ),
 }
 
+# every way to say how much is kept, or which weights are -> what it takes the place of
+_SPELLINGS = tuple(f"pruning.{spelling}" for spelling in DENSITY_SPELLINGS)
+SOURCES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_SPELLINGS, (*_SPELLINGS, "tickets.densities", "tickets.density_per_level")),
+    "tickets.densities": (*_SPELLINGS, "tickets.density_per_level", "tickets.levels"),
+    "tickets.density_per_level": (*_SPELLINGS, "tickets.densities"),
+    "pruning.masks_from": (
+        *("pruning.criterion", "pruning.rounds", *_SPELLINGS),
+        *("tickets.densities", "tickets.density_per_level", "tickets.levels", "tickets.layer_rates"),
+    ),
+}
+
+# keys without a dot that a grid may vary; of the others only dotted ones make sense as an axis
+PLAIN_AXES = ("control", "data", "seed_everything")
+
 # what a network is told about the data: stays when another network is named
 DATA_SHAPE = ("num_classes", "in_channels", "image_size")
 
@@ -58,7 +73,8 @@ def read_config(path: Path) -> Config:
         raise CommandError(f"{path}: expected keys such as `model:`, got {type(config).__name__}")
     try:
         config = expand(config)
-        check_one_spelling([config])
+        check_one_source([config])
+        check_grid(config)
     except CommandError as error:
         raise CommandError(f"{path}: {error}") from None
     return config
@@ -76,21 +92,31 @@ def expand(config: Config) -> Config:
     return config
 
 
-def overlay(base: Config, layer: Config) -> Config:
-    """`layer` on top of `base`; neither is changed.
+def overlay(base: Config, *layers: Config) -> Config:
+    """`layers`, which make up one place, on top of `base`; none of them is changed.
 
     Dicts are joined key by key, anything else is replaced; `key+` appends to the list that `base` has under `key`.
-    A spelling of the density replaces whatever spelling `base` has. Naming another class drops the settings of the
-    former one, apart from the data's shape in `model.net` (kept under `former`, for those who accept it), and
-    naming another criterion drops `pruning.rounds` too.
+    A way to say how much is kept replaces the others in `base` (`SOURCES`). Naming another class drops the settings of
+    the former one, apart from the data's shape in `model.net` (kept under `former`, for those who accept it), and
+    naming another criterion drops `pruning.rounds` too. An axis of the grid goes when a layer gives its key, or another
+    way to say how much is kept; the layer's own grid is joined key by key.
     """
-    base = deepcopy(base)
-    pruning = section(base, "pruning")
-    if _spellings(layer):
-        for spelling in DENSITY_SPELLINGS:
-            pruning.pop(spelling, None)
-    if _names_another(section(base, "pruning.criterion"), section(layer, "pruning.criterion")):
-        pruning.pop("rounds", None)
+    joined = deepcopy(base)
+    for layer in layers:
+        for axis in _replaced_axes(base, layer):
+            joined["grid"].pop(axis, None)
+        dropped = [path for source in _sources(layer) for path in SOURCES[source]]
+        if _names_another(section(base, "pruning.criterion"), section(layer, "pruning.criterion")):
+            dropped.append("pruning.rounds")
+        for path in dropped:
+            group, _, key = path.rpartition(".")
+            section(joined, group).pop(key, None)
+    for layer in layers:
+        joined = _joined(joined, layer)
+    return joined
+
+
+def _joined(base: Config, layer: Config) -> Config:
     net = section(base, "model.net")
     former = net.get("former", {}) | {
         key: net["init_args"][key] for key in DATA_SHAPE if key in net.get("init_args", {})
@@ -102,21 +128,67 @@ def overlay(base: Config, layer: Config) -> Config:
     return joined
 
 
-def check_one_spelling(layers: Iterable[Config]) -> None:
+def _replaced_axes(base: Config, layer: Config) -> list[str]:
+    """The axes of `base` that do not go with what `layer` gives or varies."""
+    given = [*_sources(layer), *axes(layer)]
+    instead = tuple(f"{path}." for source in given for path in SOURCES.get(source, ()) if path != source)
+    return [axis for axis in section(base, "grid") if f"{axis}.".startswith(instead) or gives(layer, axis)]
+
+
+def axes(config: Config) -> dict[str, list[Any]]:
+    """The grid of `config`: dotted key -> its values, without the axes that were removed by null."""
+    return {axis: values for axis, values in section(config, "grid").items() if values is not None}
+
+
+def gives(config: Config, key: str) -> bool:
+    """Whether `config` has a value for a dotted key. Settings of a class without its name are none for it."""
+    found: Any = config
+    for part in key.replace(".init_args", "").split("."):
+        found = found.get("init_args", found) if isinstance(found, dict) else None
+        if not isinstance(found, dict) or part not in found:
+            return False
+        found = found[part]
+    return not isinstance(found, dict) or "class_path" in found or "init_args" not in found
+
+
+def check_grid(config: Config) -> None:
+    """Raise CommandError if the grid of `config` is no mapping of keys that can vary to lists of values."""
+    grid = config.get("grid")
+    if grid is not None and not isinstance(grid, dict):
+        raise CommandError(f"grid: expected keys with lists of values, such as seed_everything: [0, 1], got {grid}")
+    for key, values in (grid or {}).items():
+        if "." not in str(key) and str(key).removesuffix("+") not in PLAIN_AXES:
+            hint = nearest(str(key), PLAIN_AXES) or ";"
+            raise CommandError(f"grid: {key} cannot vary{hint} what can: {', '.join(PLAIN_AXES)} and all dotted keys")
+        if values is not None and (not isinstance(values, list) or not values):
+            raise CommandError(f"grid: {key}: expected a list of values, such as [0, 1], got {values}")
+
+
+def check_one_source(layers: Iterable[Config]) -> None:
     """Raise CommandError if `layers`, which make up one place, say in more than one way how much to keep."""
-    given = dict.fromkeys(spelling for layer in layers for spelling in _spellings(layer))
+    given = dict.fromkeys(source for layer in layers for source in _sources(layer))
     if len(given) > 1:
-        raise CommandError(f"pruning has {' and '.join(given)}: give one of them")
+        keys: dict[str, list[str]] = {}
+        for group, _, key in (source.partition(".") for source in given):
+            keys.setdefault(group, []).append(key)
+        listed = ", ".join(f"{group} has {' and '.join(of_group)}" for group, of_group in keys.items())
+        raise CommandError(f"{listed}: give one of them")
 
 
 def check_config(config: Config) -> None:
     """Raise CommandError for a density, seed or checkpoint that cannot be, as far as can be told without types."""
-    if not (given := _spellings(config)):
-        raise CommandError(f"pruning needs one of {', '.join(DENSITY_SPELLINGS)}, such as --pruning.density 0.1")
-    value = config["pruning"][given[0]]
-    accepts, wanted = DENSITY_SPELLINGS[given[0]]
-    if isinstance(value, bool) or not accepts(_number(value)):
-        raise CommandError(f"pruning.{given[0]}: expected {wanted}, got {value}")
+    check_one_source([config])
+    if not (given := _sources(config)):
+        raise CommandError(
+            f"pruning needs one of {', '.join(DENSITY_SPELLINGS)}, such as --pruning.density 0.1 "
+            "(or tickets.densities, tickets.density_per_level, pruning.masks_from)"
+        )
+    group, _, key = given[0].partition(".")
+    if key in DENSITY_SPELLINGS:
+        value = config[group][key]
+        accepts, wanted = DENSITY_SPELLINGS[key]
+        if isinstance(value, bool) or not accepts(_number(value)):
+            raise CommandError(f"{given[0]}: expected {wanted}, got {value}")
     seed = str(config.get("seed_everything", 0))
     if not seed.isdecimal() or int(seed) >= 2**32:
         raise CommandError(f"seed_everything: expected a whole number in [0, 2**32), got {seed}")
@@ -183,9 +255,10 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _spellings(config: Config) -> list[str]:
-    pruning = section(config, "pruning")
-    return [spelling for spelling in DENSITY_SPELLINGS if pruning.get(spelling) is not None]
+def _sources(config: Config) -> list[str]:
+    """The SOURCES that `config` gives."""
+    parts = {source: source.partition(".") for source in SOURCES}
+    return [source for source, (group, _, key) in parts.items() if section(config, group).get(key) is not None]
 
 
 def _names_another(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

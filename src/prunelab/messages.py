@@ -23,6 +23,8 @@ def explain(message: str, config: Config, keys: Iterable[str]) -> str:
         return "missing: " + ", ".join(_joined(place, key) for key in found[1].split(", "))
     if found := re.search(r"Problem with given class_path '(.*?)':\s*+(?!Parser key)([^\n]*)", message):
         return f"{place}: cannot import {found[1]}: {found[2]}"
+    if found := re.search(r"Unable to load config '(.*?)'", message):
+        return f"{place}: expected a mapping, got {found[1]}"
     if found := re.search(r"Import path (\S+) does not implement protocol Criterion", message):
         return f"{place}: {found[1]} is no criterion: it needs __call__(self, scoring: Scoring) -> dict[str, Tensor]"
     if found := re.search(rf"Expected an? (.*?)\. Got value: {_VALUE}", message):
@@ -72,7 +74,8 @@ def _types(types: str, value: str) -> str:
     if "Literal[" in words:
         choices = list(dict.fromkeys(re.findall(r"'([^']+)'", words)))
         return f"one of {', '.join(choices)}; got {value}{nearest(value, choices)}"
-    return f"{' or '.join(words.split(', '))}, got {value}"
+    alternatives = re.split(r", (?![^\[]*\])", words)  # not at the commas in dict[str, float]
+    return f"{' or '.join(alternatives)}, got {value}"
 
 
 def _joined(*parts: str | None) -> str:

@@ -50,6 +50,7 @@ CONFIG: dict[str, Any] = {
             "class_path": "torch.optim.lr_scheduler.MultiStepLR",
             "init_args": {"milestones": [2], "gamma": 0.1},
         },
+        "lr_interval": "epoch",
     },
     "data": {"class_path": "random_pictures", "init_args": {"batch_size": 16, "val_size": 24}},
     "pruning": {
@@ -127,7 +128,12 @@ class Experiment:
             spec = deepcopy(config)
             model, pruning = spec["model"], spec["pruning"]
             trainer = spec["trainer"] | {"callbacks": [*self.callbacks, *(spec["trainer"]["callbacks"] or [])]}
-            module = Classifier(built(model["net"])(), built(model["optimizer"]), built(model["lr_scheduler"]))
+            optimizer, schedule, interval = (
+                built(model["optimizer"]),
+                built(model["lr_scheduler"]),
+                model["lr_interval"],
+            )
+            module = Classifier(built(model["net"])(), optimizer, schedule, interval)
             pruning["criterion"] = pruning["criterion"] and built(pruning["criterion"])()
             return trainer, module, random_pictures(**spec["data"]["init_args"]), PruningAtInit(**pruning)
 

@@ -72,9 +72,10 @@ def test_the_number_of_processes_changes_nothing(run_dirs: tuple[Path, Path]) ->
 def test_one_directory_one_config_one_event_file(run_dirs: tuple[Path, Path]) -> None:
     for run_dir in run_dirs:
         assert [path.name for path in run_dir.parent.iterdir()] == [run_dir.name]
-        assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "level_00", "versions.yaml"]
+        assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "level_00", "lock", "versions.yaml"]
         names = sorted(path.name for path in (run_dir / "level_00").iterdir())
         assert len([name for name in names if name.startswith("events.")]) == 1
         assert [name for name in names if not name.startswith("events.")] == [
-            *("best.ckpt", "last.ckpt", "masks.pt", "metrics.csv", "previous.ckpt", "record.json")
+            *("best.ckpt", "last.ckpt", "masks.pt", "metrics.csv", "previous.ckpt"),
+            *("record.json", "rewind.ckpt", "ticket.pt"),
         ]

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from prunelab.experiment.errors import RunError
-from prunelab.experiment.records import read_record
-from prunelab.experiment.run import is_first_process, make_job, run
+from prunelab.experiment.job import Config, Instantiate, say
+from prunelab.experiment.run import finished_records, is_first_process, make_job, run
 from prunelab.experiment.run_dir import RunDir
-from prunelab.experiment.train_level import Config, Instantiate, Job, say
 from prunelab.report.repeats import repeats_table
 from prunelab.training.interruption import exit_code_on_signals
 
@@ -89,26 +88,11 @@ def _check_different(name: str, cells: Sequence[Cell], output_dir: str) -> None:
 def _run_cell(name: str, cell: Cell, output_dir: str) -> list[dict[str, Any]]:
     """The records of a cell's levels, which are trained as far as they are not finished."""
     job = make_job(name, cell.config, cell.instantiate, output_dir)
-    if _is_finished(job):
+    if (records := finished_records(job)) is not None:
         say(f"{cell.title}: finished earlier")
-    else:
-        say(f"\n{cell.title}", flush=True)
-        run(name, cell.config, cell.instantiate, output_dir)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # the first process writes the record, and the next cell may need it
-    return [record for record in _records(job) if record is not None]
-
-
-def _records(job: Job) -> list[dict[str, Any] | None]:
-    return [read_record(job.run_dir.level(index).record) for index in job.indices]
-
-
-def _is_finished(job: Job) -> bool:
-    """Whether nothing is left to do, as far as that is plain: one level with other epochs is for `run` to judge."""
-    records = _records(job)
-    if any(record is None for record in records):
-        return False
-    asked = job.config["trainer"].get("max_epochs")
-    return len(records) > 1 or all(
-        asked in (None, record["max_epochs"]) and not record["out_of_time"] for record in records if record is not None
-    )
+        return records
+    say(f"\n{cell.title}", flush=True)
+    run(name, cell.config, cell.instantiate, output_dir)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first process writes the record, and the next cell may need it
+    return finished_records(job) or []

@@ -12,18 +12,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
+from prunelab.experiment.job import Config, Instantiate, Job, say
 from prunelab.experiment.levels import Tickets
 from prunelab.experiment.lock import held
 from prunelab.experiment.records import read_record
 from prunelab.experiment.run_dir import RunDir, spelled_density, tickets_of
-from prunelab.experiment.train_level import (
-    Config,
-    Instantiate,
-    Job,
-    joined,
-    say,
-    train_level,
-)
+from prunelab.experiment.train_level import joined, train_level
 from prunelab.experiment.trainer import measuring_trainer, quiet_libraries
 from prunelab.pruning import PruningError
 from prunelab.report.levels import write_summary
@@ -61,7 +55,10 @@ def run(
             say(f"what was there is kept as {run_dir.set_aside()}")
     is_new = not run_dir.path.exists()
     with exit_code_on_signals(), quiet_libraries():
-        if (records := _finished(job)) is None:
+        if (records := finished_records(job)) is not None:
+            more = f" (--trainer.max_epochs above {records[0]['max_epochs']} trains on)" if len(records) == 1 else ""
+            say(f"finished earlier, nothing to do{more}")
+        else:
             with _locked(run_dir):
                 try:
                     records = [_record(job, index, ckpt_path) for index in job.indices]
@@ -98,8 +95,8 @@ def make_job(name: str, config: Config, instantiate: Instantiate, output_dir: st
     if config["pruning"].get("masks_from") is None:
         num_dense = _num_dense(tickets, config)
         densities = [*[1.0] * num_dense, *tickets.pruned_densities(spelled_density(config))]
-    elif tickets.has_levels:
-        raise RunError("pruning.masks_from brings one mask: it has no levels")
+    elif tickets.has_levels or control not in (None, "reinit"):
+        raise RunError("pruning.masks_from brings one mask: there are no levels, and no control but reinit")
     run_dir = RunDir.of(output_dir, name, config)
     ticket_dir = run_dir
     if control is not None:
@@ -139,24 +136,25 @@ def _locked(run_dir: RunDir) -> Iterator[None]:
         yield
 
 
-def _finished(job: Job) -> list[dict[str, Any]] | None:
-    """The records of a run that is finished; None if there is something left to do."""
-    records = [read_record(job.run_dir.level(index).record) for index in job.indices]
-    found = [record for record in records if record is not None]
-    if len(found) < len(records):
+def finished_records(job: Job) -> list[dict[str, Any]] | None:
+    """The records of a run that is finished; None if there is something left to do.
+
+    Raises: RunError if it has trained more epochs than are asked for.
+    """
+    found = [read_record(job.run_dir.level(index).record) for index in job.indices]
+    records = [record for record in found if record is not None]
+    if len(records) < len(found):
         return None
     if len(records) == 1:
-        if _wants_more(found[0], job.config):
+        if _wants_more(records[0], job.config):
             return None
         asked = job.config["trainer"].get("max_epochs")
-        if asked is not None and asked < found[0]["epochs"]:
+        if asked is not None and asked < records[0]["epochs"]:
             raise RunError(
-                f"{job.run_dir.path} has already trained {found[0]['epochs']} epochs, more than the {asked} asked for: "
-                "give another --output_dir"
+                f"{job.run_dir.path} has already trained {records[0]['epochs']} epochs, more than the {asked} asked "
+                "for: give another --output_dir"
             )
-    more = f" (--trainer.max_epochs above {found[0]['max_epochs']} trains on)" if len(records) == 1 else ""
-    say(f"finished earlier, nothing to do{more}")
-    return found
+    return records
 
 
 def _record(job: Job, index: int, ckpt_path: str | None) -> dict[str, Any]:

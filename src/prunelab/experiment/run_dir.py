@@ -201,7 +201,7 @@ def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def write_atomically(path: Path, text: str) -> None:
     """Write beside the target, flush to the disk, rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")  # one name: what a killed process left is overwritten
     try:
         with temporary.open("w") as file:
             file.write(text)
@@ -237,35 +237,6 @@ def spelled_density(config: Mapping[str, Any]) -> float | None:
     """The density that `pruning` gives in one of its spellings, if it does."""
     spellings = {key: config["pruning"].get(key) for key in ("density", "sparsity", "compression_ratio")}
     return density_from(**spellings) if any(value is not None for value in spellings.values()) else None
-
-
-def find_masks(path: str) -> Path:
-    """The file of masks that `path` means: itself, or that of a level, or of the last finished level of a run.
-
-    Raises: RunError if there is none.
-    """
-    given = Path(path)
-    finished = [level.masks for level in RunDir(given).levels() if level.record.exists()]
-    candidates = [given, LevelDir(given).masks, *reversed(finished)]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise RunError(f"pruning.masks_from: {path} is no file of masks and no finished run")
-    return found
-
-
-def find_weights(path: str) -> Path:
-    """The file of weights that `path` means: itself, or the ticket of a level, or the rewind point of a run.
-
-    Raises: RunError for a directory with neither.
-    """
-    given = Path(path)
-    if not given.is_dir():
-        return given
-    candidates = [LevelDir(given).ticket, RunDir(given).level(0).rewind_checkpoint]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise RunError(f"pruning.weights_from: {path} has no rewind point and no ticket: give a run, a level or a file")
-    return found
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

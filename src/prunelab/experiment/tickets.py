@@ -1,4 +1,4 @@
-"""The tickets that a run has left, for plain torch networks."""
+"""The tickets that a run has left: for plain torch networks, and for other runs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,38 @@ def finished_level(run_dir: RunDir, index: int | None = None) -> LevelDir:
         unfinished = levels[max(levels) if index is None else index]
         raise RunError(f"{unfinished.path} is not finished: the command that began the run goes on with it")
     return levels[finished[-1] if index is None else index]
+
+
+def find_masks(path: str) -> Path:
+    """The file of masks that `path` means: itself, or that of a level, or of the last level of a finished run.
+
+    Raises: RunError if there is none.
+    """
+    given = Path(path)
+    own = next((file for file in (given, LevelDir(given).masks) if file.is_file()), None)
+    if own is not None:
+        return own
+    if not (levels := RunDir(given).levels()):
+        raise RunError(f"pruning.masks_from: {path} is no file of masks and no run")
+    record = read_record(levels[-1].record)
+    if record is None or levels[-1].index + 1 < record["num_levels"]:
+        raise RunError(f"pruning.masks_from: {path} is not finished; one of its level directories may be given")
+    return levels[-1].masks
+
+
+def find_weights(path: str) -> Path:
+    """The file of weights that `path` means: itself, or the ticket of a level, or the rewind point of a run.
+
+    Raises: RunError for a directory with neither.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        return given
+    candidates = [LevelDir(given).ticket, RunDir(given).level(0).rewind_checkpoint]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise RunError(f"pruning.weights_from: {path} has no rewind point and no ticket: give a run, a level or a file")
+    return found
 
 
 def masks_of(level: LevelDir) -> Masks:

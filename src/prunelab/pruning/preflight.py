@@ -53,7 +53,7 @@ class Preflight:
             f"effective density  {_optional(self.effective_density)} (kept weights on a kept input-output path)",
             f"dead layers        {len(self.collapsed_layers)} of {len(self.layer_densities)}"
             + (f": {', '.join(self.collapsed_layers)}" if self.collapsed_layers else ""),
-            f"zero scores        {_optional(self.zero_score_share)} of the weights kept before the last round",
+            f"zero scores        {_zeros(self.zero_score_share)}",
             f"shortcut density   {_optional(self.shortcut_density)}",
             f"MACs               {self.macs_dense:,} dense, {self.macs_masked:,} under the mask "
             "(theory: a masked network computes its zeros)",
@@ -109,6 +109,10 @@ def preflight(
 
 def _optional(value: float | None) -> str:
     return "not defined here" if value is None else f"{value:.6g}"
+
+
+def _zeros(share: float | None) -> str:
+    return "nothing was scored" if share is None else f"{share:.6g} of the weights kept before the last round"
 
 
 def _spellings(density: float) -> str:

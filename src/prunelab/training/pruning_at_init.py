@@ -148,8 +148,6 @@ class PruningAtInit(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net = find_network(pl_module, self.net)
         if self.masks is not None:  # restored from the checkpoint, or a second fit with this callback
-            if self.given is not None and self.given.digest() != self.given_digest:
-                warnings.warn("the masks given are not those that this run began with, which are kept", stacklevel=2)
             self.masks.apply_to(net, self.frozen)
             if trainer.is_global_zero:
                 print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)

@@ -1,0 +1,60 @@
+"""What the levels of a run share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_only
+
+from prunelab.experiment.levels import Tickets
+from prunelab.experiment.run_dir import LevelDir, RunDir
+from prunelab.training import Classifier, PruningAtInit
+
+Config = Mapping[str, Any]
+Instantiate = Callable[[], tuple[dict[str, Any], Classifier, LightningDataModule, PruningAtInit]]
+
+# of several processes the first one speaks
+say = rank_zero_only(print)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all levels of a run share.
+
+    densities: of each level, level 0 first; None for masks from elsewhere. num_dense: how many levels come before the
+    first pruned one, 0 or 1. ticket_dir: the run whose rewind point and levels this one builds on, itself unless it is
+    a control.
+    """
+
+    name: str
+    config: Config
+    instantiate: Instantiate
+    run_dir: RunDir
+    ticket_dir: RunDir
+    tickets: Tickets
+    densities: list[float | None]
+    num_dense: int
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed_everything"]
+
+    @property
+    def control(self) -> str | None:
+        return self.config.get("control")
+
+    @property
+    def indices(self) -> range:
+        """The levels to train. A control shares the dense level with its ticket."""
+        return range(self.num_dense if self.control else 0, len(self.densities))
+
+    def prunes(self, index: int) -> bool:
+        return index >= self.num_dense and self.control != "dense"
+
+    def level_before(self, index: int) -> LevelDir:
+        """The level that the one at `index` builds on. A dense control goes on from its own weights."""
+        is_own = self.control == "dense" and index - 1 in self.indices
+        return (self.run_dir if is_own else self.ticket_dir).level(index - 1)
