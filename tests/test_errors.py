@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from prunelab.cli import main
@@ -127,6 +128,20 @@ MISFITS = [
     ("--trainer.accelerator nonsense", "optimizer, schedule or trainer: "),
     ("--model.optimizer.lr -1", "optimizer, schedule or trainer: Invalid learning rate: -1"),
     ("--trainer.max_epochs null", "say how long to train: --trainer.max_epochs or --trainer.max_steps"),
+    # levels, controls, transfer
+    ("--tickets.levels 1 --tickets.rewind_step 2it", "tickets.rewind_step 2it is not before the end of training"),
+    ("--tickets.levels 1 --tickets.rewind_step 1ep", "which takes 2 steps (2 an epoch)"),
+    ("--tickets.levels 1 --tickets.rewind_step 2epochs", "expected steps such as 500it, or epochs such as 2ep"),
+    ("--tickets.densities [0.2,0.5]", "tickets.densities grow from 0.2 to 0.5"),
+    ("--tickets.densities [1.5,0.5]", "tickets.densities must be in (0, 1], got 1.5"),
+    ("--tickets.density_per_level 0.8", "tickets.density_per_level goes with tickets.levels"),
+    ('--tickets.levels 2 --tickets.layer_rates {"nowhere*":0.5}', "nowhere* matches no prunable layer"),
+    ("--tickets.levels 2 --trainer.max_time 00:00:10:00", "trainer.max_time would end levels by the clock"),
+    ("--tickets.dense_first true", "tickets.dense_first: say how many levels follow"),
+    ("--control reinit", "control reinit needs the finished ticket runs/base-magnitude-d0.5-s0-"),
+    ("--pruning.masks_from empty", "pruning.masks_from: empty is no file of masks and no run"),
+    ("--pruning.masks_from damaged.ckpt", "damaged.ckpt holds no masks or is damaged"),
+    ("--pruning.masks_from others.pt", "masks_from: the masks "),
 ]  # fmt: skip
 
 
@@ -150,6 +165,11 @@ def test_mistakes_in_words(words: str, message: str, here: Path, capsys: pytest.
 def test_misfits(words: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_image_folders(here)
     (here / "damaged.ckpt").write_bytes(b"no checkpoint")
+    masks = {
+        "fc1.weight": torch.ones(9, 64, dtype=torch.bool),
+        "classifier.weight": torch.ones(10, 9, dtype=torch.bool),
+    }
+    torch.save(masks, here / "others.pt")
     code = main(["--config", "base.yaml", *words.split()])
     assert_one_line(code, capsys.readouterr().err, message)
     assert not (here / "runs").exists() or list((here / "runs").iterdir()) == []

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunelab.experiment.errors import RunError
-from prunelab.experiment.run_dir import RunDir
+from prunelab.experiment.run_dir import RunDir, write_atomically
 from prunelab.experiment.tickets import finished_level, masks_of, start_weights, trained_weights
 from prunelab.pruning import Masks
 
@@ -86,19 +84,10 @@ def _check_free(path: Path, force: bool) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to the disk, rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, content)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):  # where nothing can be written, there is nothing to remove
-            temporary.unlink()
 
 
 if __name__ == "__main__":

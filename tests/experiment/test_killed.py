@@ -1,70 +1,46 @@
-"""A real run of train.py, killed with SIGKILL where it stands, and started again until it is done."""
+"""A real run of one level, killed with SIGKILL where it stands, and started again until it is done."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
 
-from prunelab.cli import main
-
-ROOT = Path(__file__).parents[2]
 CONFIG = """\
 # A tiny run on the digits that ship
 model:
   net: {name: mlp, in_channels: 1, image_size: 8, width: 16}
   optimizer: {name: sgd, lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 1e-4}
-  lr_scheduler: {name: multistep, milestones: [4, 8], gamma: 0.1}
+  lr_scheduler: {name: multistep, milestones: [2, 4], gamma: 0.1}
 data: {name: digits, batch_size: 32, augment: crop}
 pruning: {criterion: synflow, density: 0.1, rounds: 20}
-trainer: {max_epochs: 12, accelerator: cpu}
+trainer: {max_epochs: 6, accelerator: cpu}
 """
 
 
-def start(config: Path, output_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--output_dir", str(output_dir)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=config.parent, env=environment)
+def test_a_run_that_is_killed_ends_as_one_that_was_not(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
 
+    def train(output_dir: str) -> Any:
+        return start(["--config", "tiny.yaml", "--output_dir", str(tmp_path / output_dir)], tmp_path)
 
-def kill_at(process: subprocess.Popen[str], sign: str) -> list[str]:
-    """Kill the process as soon as it prints a line with `sign`; returns its lines up to that one."""
-    assert process.stdout is not None
-    lines = []
-    with process.stdout:
-        for line in process.stdout:
-            lines.append(line)
-            if sign in line:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.wait() == -signal.SIGKILL, "".join(lines)
-    return lines
+    # while it scores, at the latest just after; and when its row is in metrics.csv, its checkpoint comes next
+    for sign in ("pruning:", "epoch 3/6"):
+        command = train("killed")
+        command.read_to(sign)
+        command.send(signal.SIGKILL)
+        assert command.end() == -signal.SIGKILL, command.text
+    resumed, whole = train("killed"), train("whole")
+    for command in (resumed, whole):
+        assert command.end() == 0, command.text
+    assert "resuming from" in resumed.text
+    assert "scoring skipped" in resumed.text
+    assert "pruning:" not in resumed.text
 
-
-def finish(process: subprocess.Popen[str]) -> list[str]:
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return output.splitlines()
-
-
-def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "killed.yaml"
-    config.write_text(CONFIG)
-    kill_at(start(config, tmp_path / "killed"), "pruning:")  # while it scores, at the latest just after
-    kill_at(start(config, tmp_path / "killed"), "epoch 5/12")  # its row is in metrics.csv, its checkpoint comes next
-    lines = finish(start(config, tmp_path / "killed"))
-    assert any("resuming from" in line for line in lines)
-    assert any("scoring skipped" in line for line in lines)
-    assert not any("pruning:" in line for line in lines)
-
-    assert main(["--config", str(config), "--output_dir", str(tmp_path / "whole")]) == 0
-    run_dirs = [Path(output.split()[-1]) for output in (lines[-1], capsys.readouterr().out)]
+    run_dirs = [Path(command.lines[-1].split()[-1]) for command in (resumed, whole)]
     assert [path.parent.name for path in run_dirs] == ["killed", "whole"]
     killed, expected = (path / "level_00" for path in run_dirs)
     for name in ("masks.pt", "metrics.csv"):

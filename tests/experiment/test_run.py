@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prunelab.data import ImageDataModule
 from prunelab.data.errors import DataError
+from prunelab.experiment import run as run_module
 from prunelab.experiment import train_level
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.run import evaluate
@@ -354,7 +355,7 @@ def test_a_run_that_died_before_its_record_only_writes_that(
     def die(*_: Any) -> None:
         raise Interrupted
 
-    monkeypatch.setattr(train_level, "write_record", die)
+    monkeypatch.setattr(run_module, "write_record", die)
     with pytest.raises(Interrupted):
         experiment()
     monkeypatch.undo()

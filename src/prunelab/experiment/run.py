@@ -15,7 +15,7 @@ from prunelab.experiment.errors import RunError
 from prunelab.experiment.job import Config, Instantiate, Job, say
 from prunelab.experiment.levels import Tickets
 from prunelab.experiment.lock import held
-from prunelab.experiment.records import read_record
+from prunelab.experiment.records import read_record, write_record
 from prunelab.experiment.run_dir import RunDir, spelled_density, tickets_of
 from prunelab.experiment.train_level import joined, train_level
 from prunelab.experiment.trainer import measuring_trainer, quiet_libraries
@@ -163,9 +163,11 @@ def _record(job: Job, index: int, ckpt_path: str | None) -> dict[str, Any]:
     record = read_record(level.record)
     if record is None or _has_lost_its_end(job, index) or (len(job.indices) == 1 and _wants_more(record, job.config)):
         record = train_level(job, index, ckpt_path)
-        if len(job.indices) > 1 and is_first_process():
-            records = [read_record(job.run_dir.level(done).record) for done in job.indices if done <= index]
-            write_summary(job.run_dir.summary, [record for record in records if record is not None])
+        if is_first_process():
+            if len(job.indices) > 1:
+                before = [read_record(job.run_dir.level(done).record) for done in job.indices if done < index]
+                write_summary(job.run_dir.summary, [done for done in before if done is not None] + [record])
+            write_record(level.record, record)  # at the end: a level that has one is never looked at again
     return record
 
 

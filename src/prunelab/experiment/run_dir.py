@@ -199,12 +199,12 @@ def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside the target, flush to the disk, rename."""
     temporary = path.with_name(f"{path.name}.tmp")  # one name: what a killed process left is overwritten
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

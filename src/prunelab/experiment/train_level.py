@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prunelab.experiment.errors import RunError
 from prunelab.experiment.footprint import footprint
 from prunelab.experiment.job import Config, Job, say
 from prunelab.experiment.preparation import build_on, set_budget, write_start
-from prunelab.experiment.records import versions, write_record
+from prunelab.experiment.records import versions
 from prunelab.experiment.run_dir import LevelDir, criterion_name, differing_keys
 from prunelab.experiment.trainer import (
     ConfigInCheckpoint,
@@ -37,7 +38,7 @@ from prunelab.training.rewind import parse_step, steps_per_epoch
 
 
 def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str, Any]:
-    """Prune, train and test one level, from its own last checkpoint if there is one; returns its record."""
+    """Prune, train and test one level, from its own last checkpoint if it has one; returns the record to be written."""
     level = job.run_dir.level(index)
     seed_everything(job.seed, workers=True, verbose=False)
     arguments, model, data, pruning = job.instantiate()
@@ -99,7 +100,6 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
     write_hparams(trainer.logger, dict(job.config), record)
     if trainer.is_global_zero:
         level.start_checkpoint.unlink(missing_ok=True)
-        write_record(level.record, record)  # at the end: a level that has one is never looked at again
     return record
 
 
@@ -135,6 +135,9 @@ def _checkpoint_to_resume(level: LevelDir, config: Config, given: str | None) ->
         if different := differing_keys(stored, config):
             raise RunError(f"{path} is of another configuration, they differ in {', '.join(different)}")
         instead = f" ({', '.join(damaged)} is damaged)" if damaged else ""
+        for other in damaged:  # out of the way: the next save would put it in the place of the whole one
+            with suppress(FileNotFoundError):  # another process of the run was first
+                Path(other).replace(f"{other}.damaged")
         say(f"resuming from {path}, epoch {content['epoch'] + 1}, step {content['global_step']}{instead}", flush=True)
         return path, content["global_step"]
     if damaged:

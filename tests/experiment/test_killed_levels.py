@@ -1,0 +1,302 @@
+"""A real run with levels, ended at any moment and started again until it is done: nothing tells it from a whole one."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+
+import pytest
+import torch
+
+from prunelab.experiment.run_dir import LevelDir, RunDir
+from prunelab.training.resume import read_checkpoint
+
+NUM_KILLS = 20  # half of them by the clock, half of them while a file is written
+# SLOW: seconds that each forward pass waits, so that a signal comes where it is meant to. DIES_AT: the process kills
+# itself just before (0, 2, ...) or just after (1, 3, ...) a file is moved to its place, counted from its start
+NET = """\
+import os, signal, time
+from torch import nn
+
+class NoisyNet(nn.Sequential):
+    def __init__(self):
+        convolution, norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        head = nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 10)
+        super().__init__(convolution, norm, nn.ReLU(), *head)
+
+    def forward(self, images):
+        time.sleep(float(os.environ["SLOW"]))
+        return super().forward(images)
+
+moments_left, move = int(os.environ["DIES_AT"]), os.replace
+
+def replace(*paths):
+    pass_moment()
+    move(*paths)
+    pass_moment()
+
+def pass_moment():
+    global moments_left
+    if moments_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moments_left -= 1
+
+os.replace = replace
+"""
+# 20 steps an epoch: the rewind point is in the middle of the second one
+CONFIG = """\
+# Batch norm, dropout, momentum, augmentation: all that a rewound and a resumed training has to bring back
+model:
+  net: {class_path: noisy_net.NoisyNet}
+  optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 1e-4}
+  lr_scheduler: {name: step, step_size: 1, gamma: 0.5}
+data: {name: digits, batch_size: 64, augment: crop, padding: 1}
+pruning: {criterion: iterative_snip, rounds: 10}
+tickets: {dense_first: true, levels: 2, density_per_level: 0.5, rewind_step: 30it, supermask: true}
+trainer: {max_epochs: 3, accelerator: cpu}
+"""
+OF_THE_CLOCK = ("latency_ms", "seconds_scoring", "seconds_training", "Timer")
+NOT_RESTORED = ("current_score",)  # Lightning's ModelCheckpoint forgets it, and does nothing with it
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that nothing has interrupted."""
+
+    path: Path
+    seconds: float
+    text: str
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands are given."""
+    path = tmp_path_factory.mktemp("killed")
+    (path / "noisy_net.py").write_text(NET)
+    (path / "killed.yaml").write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(directory: Path, launch: Any) -> Finished:
+    began = time.monotonic()
+    command = launch(["--config", "killed.yaml", "--output_dir", "whole"], directory, SLOW="0", DIES_AT="-1")
+    assert command.end() == 0, command.text
+    return Finished(run_in(directory / "whole"), time.monotonic() - began, command.text)
+
+
+@pytest.fixture
+def train(directory: Path, start: Any) -> Callable[..., Any]:
+    """train("name") starts the run with that output directory. slow, dies_at: see NET."""
+
+    def begin(output_dir: str, *more: str, slow: float = 0.0, dies_at: int = -1) -> Any:
+        words = ["--config", "killed.yaml", "--output_dir", output_dir, *more]
+        return start(words, directory, SLOW=str(slow), DIES_AT=str(dies_at))
+
+    return begin
+
+
+def run_in(output_dir: Path) -> Path:
+    """The run that is there, without those that --fresh has set aside; before there is one, a path without files."""
+    runs = [path for path in output_dir.glob("*") if not path.name[-2:].startswith(".")]
+    assert len(runs) <= 1
+    return runs[0] if runs else output_dir / "none"
+
+
+def levels_of(run: Path) -> list[LevelDir]:
+    return RunDir(run).levels()
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    assert content is not None
+    return content
+
+
+def left(run: Path) -> dict[str, Any]:
+    """All that the levels of a run leave."""
+    found: dict[str, Any] = {"files": sorted(path.name for path in run.iterdir())}
+    for level in levels_of(run):
+        found[level.path.name] = {
+            "files": sorted(path.name for path in level.path.iterdir() if "tfevents" not in path.name),
+            "record": json.loads(level.record.read_text()),
+            "metrics": level.metrics.read_bytes(),
+            "masks": torch.load(level.masks, weights_only=True),
+            "ticket": torch.load(level.ticket, weights_only=True),
+            "last": checkpoint(level.last_checkpoint),
+            "best": checkpoint(level.best_checkpoint),
+        }
+    return found
+
+
+def same_result(run: Path, whole: Finished) -> None:
+    """Weights, optimizer, schedule, loops, random state, masks, rows, records: bit for bit."""
+    assert_equal(without_places(left(run), run), without_places(left(whole.path), whole.path))
+
+
+def without_places(value: Any, run: Path) -> Any:
+    """A nested value without the paths of its run, and without what is measured by the clock."""
+    if isinstance(value, dict):
+        items = (
+            (without_places(key, run), inner) for key, inner in value.items() if key not in OF_THE_CLOCK + NOT_RESTORED
+        )
+        return {key: without_places(inner, run) for key, inner in items}
+    if isinstance(value, list | tuple):
+        return [without_places(inner, run) for inner in value]
+    return value.replace(str(run), "") if isinstance(value, str) else value
+
+
+def assert_equal(one: Any, other: Any, path: str = "") -> None:
+    """Nested values that are the same, tensors bit for bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, path
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key, value in one.items():
+            assert_equal(value, other[key], f"{path}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), path
+        for index, (value, counterpart) in enumerate(zip(one, other, strict=True)):
+            assert_equal(value, counterpart, f"{path}/{index}")
+    else:
+        assert one == other, path
+
+
+def written(*paths: Path) -> dict[Path, int]:
+    """When each file at or below `paths` was written."""
+    files = (file for path in paths for file in path.rglob("*") if file.is_file())
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_killed_at_random_moments(directory: Path, train: Any, whole: Finished) -> None:
+    moments = random.Random(0)
+    num_kills = num_runs = 0
+    while num_kills < NUM_KILLS:
+        num_runs += 1
+        code = -signal.SIGKILL
+        while code != 0:
+            run = run_in(directory / f"killed_{num_runs}")
+            finished = written(*(level.path for level in levels_of(run) if level.record.exists()))
+            while_writing = num_kills < NUM_KILLS and moments.random() < 0.5
+            command = train(f"killed_{num_runs}", dies_at=moments.randrange(24) if while_writing else -1)
+            if num_kills < NUM_KILLS and not while_writing:
+                time.sleep(moments.uniform(0.05, 0.3) * whole.seconds)
+                command.send(signal.SIGKILL)
+            code = command.end()
+            assert code in (0, -signal.SIGKILL), command.text
+            num_kills += code != 0
+            assert finished.items() <= written(run).items()
+        same_result(run_in(directory / f"killed_{num_runs}"), whole)
+
+
+def test_signals_end_it_with_their_own_exit_codes(directory: Path, train: Any, whole: Finished) -> None:
+    """In the middle of an epoch after a checkpoint there, while scoring without; another process is kept out."""
+    command = train("signals", slow=0.02)
+    command.read_to("level 0  epoch 1/3")
+    run = run_in(directory / "signals")
+    other = train("signals")
+    assert other.end() == 2
+    assert f"is held by process {command.pid} on " in other.text
+    assert other.text.count("\n") == 1
+    command.read_to("level 0  epoch 2/3")
+    time.sleep(0.2)
+    stopped_inside_an_epoch(command, signal.SIGINT, levels_of(run)[0])
+
+    for index, number in ((1, signal.SIGTERM), (2, signal.SIGINT)):
+        command = train("signals")
+        command.read_to(f"level {index}  pruning:")
+        command.send(number)
+        assert command.end() == 128 + number, command.text
+        assert "resuming from" in command.text or index == 2
+        level = levels_of(run)[index]
+        assert not any(path.exists() for path in (level.masks, level.last_checkpoint, level.record))
+
+    command = train("signals", slow=0.02)
+    command.read_to("level 2  epoch 2/3")
+    time.sleep(0.2)
+    stopped_inside_an_epoch(command, signal.SIGTERM, levels_of(run)[2])
+
+    command = train("signals")
+    assert command.end() == 0, command.text
+    assert f"resuming from {levels_of(run)[2].last_checkpoint.relative_to(directory)}, epoch 3" in command.text
+    same_result(run, whole)
+
+
+def stopped_inside_an_epoch(command: Any, number: signal.Signals, level: LevelDir) -> None:
+    before = level.last_checkpoint.stat().st_mtime_ns
+    command.send(number)
+    assert command.end() == 128 + number, command.text
+    stopped = re.search(rf"stopped by {number.name} in epoch (\d) after step (\d+), saved ", command.text)
+    assert stopped is not None, command.text
+    content = checkpoint(level.last_checkpoint)
+    assert (content["epoch"] + 1, content["global_step"]) == (int(stopped[1]), int(stopped[2]))
+    assert content["global_step"] % 20
+    assert level.last_checkpoint.stat().st_mtime_ns > before
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+
+
+def test_truncated_checkpoints(directory: Path, train: Any, whole: Finished) -> None:
+    """Of the level that was interrupted, and of the finished one that it starts from."""
+    command = train("truncated")
+    command.read_to("level 1  pruning:")
+    command.send(signal.SIGKILL)
+    command.end()
+    command = train("truncated", slow=0.02)
+    command.read_to("level 1  epoch 2/3")
+    time.sleep(0.2)
+    command.send(signal.SIGTERM)
+    assert command.end() == 143, command.text
+    run = run_in(directory / "truncated")
+    levels = levels_of(run)
+    for level in levels:
+        cut(level.last_checkpoint)
+    command = train("truncated")
+    assert command.end() == 0, command.text
+    for level in levels:
+        damaged = level.last_checkpoint.relative_to(directory)
+        assert f"resuming from {damaged.with_name('previous.ckpt')}, epoch 2, step 40 ({damaged} is damaged)" in (
+            command.text
+        )
+    same_result(run, whole)
+
+
+def test_a_finished_run_prints_its_table(train: Any, whole: Finished) -> None:
+    before = written(whole.path)
+    command = train("whole")
+    assert command.end() == 0
+    first, *table = command.lines
+    assert first == "finished earlier, nothing to do\n"
+    assert "".join(table) == whole.text[-len("".join(table)) :]
+    assert whole.path.name in table[-1]
+    assert written(whole.path) == before
+
+
+def test_fresh_keeps_the_old_directory(directory: Path, train: Any) -> None:
+    command = train("fresh")
+    command.read_to("level 0  epoch 2/3")
+    command.send(signal.SIGKILL)
+    command.end()
+    run = run_in(directory / "fresh")
+    before = {path.relative_to(run): path.read_bytes() for path in written(run)}
+    command = train("fresh", "--fresh")
+    command.read_to("level 0  epoch 1/3")
+    command.send(signal.SIGKILL)
+    command.end()
+    kept = run.with_name(f"{run.name}.1")
+    assert f"what was there is kept as {kept.relative_to(directory)}\n" in command.lines
+    assert {path.relative_to(kept): path.read_bytes() for path in written(kept)} == {**before, Path("lock"): ANY}
+    assert run_in(directory / "fresh") == run
+    assert "resuming from" not in command.text
