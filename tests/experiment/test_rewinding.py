@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 
 from prunelab.experiment.run_dir import LevelDir
 from prunelab.pruning import Masks
@@ -136,3 +137,18 @@ def test_criteria_at_initialisation_with_levels(experiment: Any) -> None:
     levels = experiment.levels(**{"tickets.levels": 2})  # SNIP, .1
     assert [Masks.load(level.masks).num_kept for level in levels] == [99, 31]  # .1 ** .5 and .1 of 312
     assert Masks.load(levels[1].masks).is_subset_of(Masks.load(levels[0].masks))
+
+
+def test_each_level_takes_its_steps_and_no_more(experiment: Any) -> None:
+    class Count(Callback):
+        steps = 0
+
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            self.steps += 1
+
+    count = Count()
+    experiment.callbacks = [count]
+    experiment(**TICKET, **{"tickets.levels": 2, "tickets.density_per_level": 0.5, "trainer.max_epochs": 2})
+    assert count.steps == 3 * 2 * 6
+    experiment(**TICKET, **{"tickets.levels": 2, "tickets.density_per_level": 0.5, "trainer.max_epochs": 2})
+    assert count.steps == 3 * 2 * 6

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from prunelab.experiment.errors import RunError
-from prunelab.experiment.job import Config, Instantiate, say
-from prunelab.experiment.run import finished_records, is_first_process, make_job, run
+from prunelab.experiment.job import Config, Instantiate, is_first_process, say
+from prunelab.experiment.run import finished_records, make_job, run
 from prunelab.experiment.run_dir import RunDir
 from prunelab.report.repeats import repeats_table
 from prunelab.training.interruption import exit_code_on_signals

@@ -20,6 +20,11 @@ Instantiate = Callable[[], tuple[dict[str, Any], Classifier, LightningDataModule
 say = rank_zero_only(print)
 
 
+def is_first_process() -> bool:
+    """Also before there is a trainer: Lightning tells the processes that it starts who they are."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
 @dataclass(frozen=True)
 class Job:
     """What all levels of a run share.

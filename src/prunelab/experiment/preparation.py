@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunelab.data.seeds import derive_seed
 from prunelab.experiment.controls import Corrupted, Inverted, random_masks, shuffled_masks
 from prunelab.experiment.errors import RunError
-from prunelab.experiment.job import Job, say
+from prunelab.experiment.job import Job, is_first_process, say
 from prunelab.experiment.levels import density_of_whole
 from prunelab.experiment.run_dir import spelled_density
 from prunelab.experiment.tickets import find_masks, find_weights
@@ -63,7 +63,8 @@ def write_start(job: Job, index: int) -> tuple[Path | None, int]:
     rewind = _read(job.ticket_dir.level(0).rewind_checkpoint)
     start = start_checkpoint(rewind, _read(job.level_before(index).last_checkpoint), mode)
     path = job.run_dir.level(index).start_checkpoint
-    AtomicCheckpointIO().save_checkpoint(start, path)
+    if is_first_process():  # the others read it after Lightning's barrier in `fit`
+        AtomicCheckpointIO().save_checkpoint(start, path)
     say(f"level {index}: from step {start['global_step']}, rewind: {mode}", flush=True)
     return path, start["global_step"]
 

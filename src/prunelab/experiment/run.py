@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
-from prunelab.experiment.job import Config, Instantiate, Job, say
+from prunelab.experiment.job import Config, Instantiate, Job, is_first_process, say
 from prunelab.experiment.levels import Tickets
 from prunelab.experiment.lock import held
 from prunelab.experiment.records import read_record, write_record
@@ -118,11 +116,6 @@ def _num_dense(tickets: Tickets, config: Config) -> int:
         return int(tickets.dense_first)
     criterion = pkgutil.resolve_name(config["pruning"]["criterion"]["class_path"])
     return int(getattr(criterion, "scores_trained_weights", False))
-
-
-def is_first_process() -> bool:
-    """Also before there is a trainer: Lightning tells the processes that it starts who they are."""
-    return getattr(rank_zero_only, "rank", None) in (None, 0)
 
 
 @contextmanager
