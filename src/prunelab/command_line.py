@@ -37,10 +37,11 @@ FRESH = "--fresh"  # the only option without a value, beside the actions
 ACTIONS = {"-h": "help", "--help": "help", "--help_all": "help_all", "--print_config": "print_config"}
 
 HELP = """\
-Prune at initialisation, then train.
+Prune at initialisation or from trained weights, rewind, train.
 
   python train.py --config quickstart.yaml
   python train.py --config synflow_resnet20.yaml --pruning.density 0.01 --model.net resnet56
+  python train.py --config imp_quickstart.yaml            # then with --control reinit, random, shuffle, ...
   python train.py --config snip_resnet20.yaml --config fast_cpu.yaml --pruning.criterion.batch_norm batch
 
 Configs, in configs/ (any other path will do; of several, each goes on top of those before it):

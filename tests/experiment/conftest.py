@@ -25,6 +25,8 @@ from pytorch_lightning import Callback
 from prunelab.data import ImageArrays, ImageDataModule
 from prunelab.experiment.run import run
 from prunelab.experiment.run_dir import LevelDir, RunDir
+from prunelab.models import mlp
+from prunelab.pruning.supermask import LearnedSupermask
 from prunelab.training import Classifier, PruningAtInit
 
 CONFIG: dict[str, Any] = {
@@ -83,7 +85,13 @@ def noisy() -> torch.nn.Module:
 
 
 NOISY = {"class_path": "noisy", "init_args": {}}
-OWN: dict[str, Callable[..., torch.nn.Module]] = {"noisy": noisy}
+
+
+def supermask() -> torch.nn.Module:
+    return LearnedSupermask(mlp(num_classes=3, in_channels=1, image_size=6, depth=2, width=8))
+
+
+OWN: dict[str, Callable[..., torch.nn.Module]] = {"noisy": noisy, "supermask": supermask}
 
 
 def built(spec: dict[str, Any] | None) -> Any:
@@ -100,6 +108,7 @@ class Experiment:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.num_built = 0
+        self.make_data: Callable[[], Any] | None = None  # instead of random_pictures
         self.callbacks: list[Callback] = []  # beside those of the config, and no part of it
 
     def config(self, **changes: Any) -> dict[str, Any]:
@@ -135,7 +144,8 @@ class Experiment:
             )
             module = Classifier(built(model["net"])(), optimizer, schedule, interval)
             pruning["criterion"] = pruning["criterion"] and built(pruning["criterion"])()
-            return trainer, module, random_pictures(**spec["data"]["init_args"]), PruningAtInit(**pruning)
+            data = self.make_data() if self.make_data else random_pictures(**spec["data"]["init_args"])
+            return trainer, module, data, PruningAtInit(**pruning)
 
         assert run("tiny", config, instantiate, str(self.directory), ckpt_path, fresh) == 0
         return self.level(**changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -223,10 +224,11 @@ def test_corrupted_scoring_data_changes_the_mask_alone(experiment: Any, name: st
 @pytest.mark.parametrize("name", ["random", "shuffle", "reinit", "invert", "dense"])
 def test_controls_of_a_network_pruned_at_initialisation(experiment: Any, name: str) -> None:
     plain, level = experiment(), experiment.levels(control=name)[0]
-    record = masks_of(level).layer_num_kept()
-    assert record == (masks_of(level).layer_num_kept() if name == "dense" else masks_of(plain).layer_num_kept())
+    if name == "dense":
+        assert masks_of(level).density == 1
+    else:
+        assert masks_of(level).layer_num_kept() == masks_of(plain).layer_num_kept()
     assert (masks_of(level) == masks_of(plain)) is (name == "reinit")
-    assert (masks_of(level).density == 1) is (name == "dense")
 
 
 def test_without_its_ticket_a_control_is_refused(experiment: Any) -> None:
@@ -244,9 +246,34 @@ def test_a_control_that_lacks_weights_is_refused(experiment: Any) -> None:
     experiment(**early)
     levels = experiment.levels(**early, control="random")
     assert [masks_of(level).num_kept for level in levels] == [99, 31]
-    dense = Masks({name: torch.ones_like(mask) for name, mask in masks_of(levels[1]).items()})
     assert all(bool(ticket_of(levels[1])[name][mask].ne(0).all()) for name, mask in masks_of(levels[1]).items())
-    assert masks_of(levels[1]).is_subset_of(dense)
+
+
+@pytest.mark.parametrize("mode", ["learning_rate", "finetune"])
+@pytest.mark.parametrize("name", ["dense", "reinit", "random"])
+def test_the_schedule_of_controls_that_do_not_rewind_weights(experiment: Any, mode: str, name: str) -> None:
+    settings = TICKET | {"tickets.levels": 1, "tickets.rewind": mode, "tickets.rewind_step": 0, "trainer.max_epochs": 3}
+    experiment(**settings)
+    level = experiment.levels(**settings, control=name)[0]
+    rates = [float(row.split(",")[2]) for row in level.metrics.read_text().split()[1:]]
+    fixed = mode == "finetune" and name == "random"
+    assert rates == pytest.approx([0.005] * 3 if fixed else [0.05, 0.05, 0.005])
+    shown = {"dense": "learning_rate", "reinit": None, "random": mode}[name]
+    assert json.loads(level.record.read_text())["rewind"] == shown
+
+
+def test_reinit_of_a_ticket_of_reinitialised_weights(experiment: Any) -> None:
+    settings = TICKET | {"tickets.mask_1": "reinit", "tickets.levels": 1}
+    plain, level = experiment.levels(**settings)[1], experiment.levels(**settings, control="reinit")[0]
+    kept = masks_of(plain)["5.weight"]
+    assert masks_of(plain) == masks_of(level)
+    assert (ticket_of(plain)["5.weight"][kept] != ticket_of(level)["5.weight"][kept]).all()
+
+
+def test_a_control_is_trained_as_long_as_its_ticket(experiment: Any) -> None:
+    experiment(**{"trainer.max_epochs": 1})
+    with pytest.raises(RunError, match=r"its ticket was trained with --trainer\.max_epochs 1"):
+        experiment(**{"trainer.max_epochs": 2}, control="random")
 
 
 def test_every_control_is_tried_here() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.run_dir import LevelDir
-from prunelab.pruning import Masks
+from prunelab.pruning import Masks, PruningError
 from prunelab.training.resume import read_checkpoint
 
 NAMES = ("0.weight", "5.weight")
@@ -39,6 +39,10 @@ def record_of(level: LevelDir) -> dict[str, Any]:
 @pytest.mark.parametrize("mask_1", ["rewind", "reinit", "reshuffle", "constant"])
 @pytest.mark.parametrize("keep_sign", [False, True])
 def test_mask_1_actions(experiment: Any, mask_1: str, keep_sign: bool) -> None:
+    if keep_sign and mask_1 == "rewind":
+        with pytest.raises(PruningError, match="keep_sign needs mask_1 reinit, reshuffle or constant"):
+            experiment(**TICKET, **{"tickets.keep_sign": True})
+        return
     levels = experiment.levels(**TICKET, **{"tickets.mask_1": mask_1, "tickets.keep_sign": keep_sign})
     start = weights_of(levels[0], "rewind")
     for level in levels[1:]:
@@ -74,6 +78,9 @@ def test_mask_0_actions_hold_through_training(experiment: Any, mask_0: str) -> N
             assert torch.equal(weights_of(levels[1], file)[name][pruned], held)
         assert held.any()
     assert [record_of(level)["leaked_weights"] for level in levels] == [0, 0, 0]
+    record, dense = record_of(levels[1]), record_of(levels[0])["macs_dense"]
+    assert record["mask_0"] == mask_0
+    assert (record["macs_masked"] == dense) is (mask_0 == "init")  # what is frozen has to be computed
 
 
 @pytest.mark.parametrize("score", ["magnitude_increase", "movement", "large_init", "small_final"])

@@ -20,6 +20,7 @@ model:
   optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
 data: {name: image_folder, batch_size: 8, val_size: 8, augment: crop, padding: 1}
 pruning: {criterion: snip, density: 0.5}
+tickets: {levels: 2, rewind_step: 3}
 trainer: {max_epochs: 2, accelerator: cpu}
 """
 
@@ -54,28 +55,30 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tuple(Path(run(config, base / f"on{num}", num)[-1].split()[-1]) for num in (1, 2))
 
 
-def test_the_number_of_processes_changes_nothing(run_dirs: tuple[Path, Path]) -> None:
-    one, two = (json.loads((path / "level_00" / "record.json").read_text()) for path in run_dirs)
+@pytest.mark.parametrize("level", ["level_00", "level_01"])
+def test_the_number_of_processes_changes_nothing(run_dirs: tuple[Path, Path], level: str) -> None:
+    one, two = (json.loads((path / level / "record.json").read_text()) for path in run_dirs)
     assert run_dirs[0].name == run_dirs[1].name
     assert one["masks_digest"] == two["masks_digest"]
-    assert one["steps"] == two["steps"]
+    assert one["steps"] == two["steps"] == 8
     assert two["leaked_weights"] == 0
     # 101 pictures on two processes, none padded in: equal as fractions of 101
     assert one["test_accuracy"] == pytest.approx(two["test_accuracy"], abs=1e-6)
     assert round(two["test_accuracy"] * 101, 3) == pytest.approx(round(two["test_accuracy"] * 101), abs=1e-3)
     assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
-    states = [torch.load(path / "level_00" / "last.ckpt", weights_only=True)["state_dict"] for path in run_dirs]
+    states = [torch.load(path / level / "last.ckpt", weights_only=True)["state_dict"] for path in run_dirs]
     for name, weights in states[0].items():
         torch.testing.assert_close(weights, states[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_one_directory_one_config_one_event_file(run_dirs: tuple[Path, Path]) -> None:
+def test_one_directory_one_config_one_event_file_a_level(run_dirs: tuple[Path, Path]) -> None:
+    every = {"best.ckpt", "last.ckpt", "masks.pt", "metrics.csv", "previous.ckpt", "record.json", "ticket.pt"}
     for run_dir in run_dirs:
         assert [path.name for path in run_dir.parent.iterdir()] == [run_dir.name]
-        assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "level_00", "lock", "versions.yaml"]
-        names = sorted(path.name for path in (run_dir / "level_00").iterdir())
-        assert len([name for name in names if name.startswith("events.")]) == 1
-        assert [name for name in names if not name.startswith("events.")] == [
-            *("best.ckpt", "last.ckpt", "masks.pt", "metrics.csv", "previous.ckpt"),
-            *("record.json", "rewind.ckpt", "ticket.pt"),
-        ]
+        files = {"config.yaml", "lock", "versions.yaml"}
+        assert {path.name for path in run_dir.iterdir()} == {*files, "level_00", "level_01", "summary"}
+        for level, own in (("level_00", {"rewind.ckpt"}), ("level_01", set())):
+            names = {path.name for path in (run_dir / level).iterdir()}
+            events = {name for name in names if name.startswith("events.")}
+            assert len(events) == 1
+            assert names - events == every | own

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
 
 from prunelab.experiment.run_dir import LevelDir
-from prunelab.pruning import Masks
+from prunelab.pruning import Masks, PruningError
 from prunelab.training.resume import read_checkpoint
 
 MAGNITUDE = {"class_path": "prunelab.pruning.criteria.Magnitude", "init_args": {}}
@@ -152,3 +153,44 @@ def test_each_level_takes_its_steps_and_no_more(experiment: Any) -> None:
     assert count.steps == 3 * 2 * 6
     experiment(**TICKET, **{"tickets.levels": 2, "tickets.density_per_level": 0.5, "trainer.max_epochs": 2})
     assert count.steps == 3 * 2 * 6
+
+
+# --- whoever brings a loader of torch's
+
+
+class Loaders(LightningDataModule):
+    """A loader that shuffles by torch's generator, which Lightning cannot take up inside an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        images, labels = torch.rand(60, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+        self.samples = TensorDataset(images, labels)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.samples, batch_size=10, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.samples, batch_size=30)
+
+    test_dataloader = val_dataloader
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("step", [0, "1ep", "2ep"])
+def test_rate_0_with_torchs_own_shuffling(experiment: Any, step: int | str) -> None:
+    experiment.make_data = Loaders
+    dense, again = experiment.levels(
+        **TICKET, **NOISY, **{"tickets.levels": 1, "tickets.density_per_level": 1.0, "tickets.rewind_step": step}
+    )
+    first, second = state_of(dense.last_checkpoint), state_of(again.last_checkpoint)
+    assert_equal(first["state_dict"], second["state_dict"])
+    assert_equal(first["callbacks"]["SaveRandomState"], second["callbacks"]["SaveRandomState"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rewind_point_inside_an_epoch_needs_a_loader_that_resumes_there(experiment: Any) -> None:
+    experiment.make_data = Loaders
+    with pytest.raises(PruningError, match="lies inside an epoch, from where DataLoader cannot go on"):
+        experiment(
+            **TICKET, **NOISY, **{"tickets.levels": 1, "tickets.density_per_level": 1.0, "tickets.rewind_step": 4}
+        )

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -624,3 +625,59 @@ def test_the_last_checkpoint_can_be_measured_anew(experiment: Any, data: ImageDa
         damage(level.last_checkpoint)
         with pytest.raises(RunError, match=r"last\.ckpt is missing or damaged"):
             evaluate(level.path.parent, fresh)
+
+
+def interrupted_before_the_test(experiment: Any, **changes: Any) -> None:
+    class Die(Callback):
+        def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            raise Interrupted
+
+    others = experiment.callbacks
+    experiment.callbacks = [*others, Die()]
+    with pytest.raises(Interrupted):
+        experiment(**changes)
+    experiment.callbacks = others
+
+
+def test_a_training_that_was_stopped_early_stays_stopped(experiment: Any, tmp_path: Path) -> None:
+    changes = {"trainer.max_epochs": 6}
+    whole = type(experiment)(tmp_path / "whole")
+    whole.callbacks = [EarlyStopping("val_accuracy", patience=1, min_delta=1.0)]
+    expected = whole(**changes)
+    assert record_of(expected)["epochs"] == 2
+    experiment.callbacks = [EarlyStopping("val_accuracy", patience=1, min_delta=1.0)]
+    interrupted_before_the_test(experiment, **changes)
+    experiment.callbacks = [EarlyStopping("val_accuracy", patience=1, min_delta=1.0)]
+    same_result(experiment(**changes), expected)
+
+
+def test_networks_that_draw_at_random_are_measured_alike(experiment: Any, tmp_path: Path) -> None:
+    changes = {"model.net": {"class_path": "supermask", "init_args": {}}, "pruning.density": 1.0}
+    expected = type(experiment)(tmp_path / "whole")(**changes)
+    interrupted_before_the_test(experiment, **changes)
+    level = experiment(**changes)
+    same_result(level, expected)
+    assert 0 < record_of(level)["supermask_density"] < 1
+
+
+def test_a_refused_fresh_run_puts_the_old_one_back(experiment: Any) -> None:
+    level = experiment()
+    before = record_of(level)
+    with pytest.raises(RunError, match="optimizer, schedule or trainer"):
+        experiment(fresh=True, **{"trainer.accelerator": "nonsense"})
+    assert record_of(level) == before
+    assert [path.name for path in experiment.directory.iterdir()] == [level.path.parent.name]
+    experiment(fresh=True)
+    assert sorted(path.name for path in experiment.directory.iterdir()) == [
+        level.path.parent.name,
+        f"{level.path.parent.name}.1",
+    ]
+
+
+def test_an_unfinished_run_of_the_same_name_is_mentioned(experiment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    level = interrupt(experiment, epoch=1)
+    capsys.readouterr()
+    experiment(**{"model.optimizer.init_args.lr": 0.1})
+    name = level.path.parent.name
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"not the unfinished run {name}, which differs in model.optimizer.init_args.lr"

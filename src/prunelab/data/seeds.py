@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["split", "order", "augment", "scoring", "reinit", "control"]
+Purpose = Literal["split", "order", "augment", "scoring", "reinit", "mask_1", "control", "test"]
 
 
 def derive_seed(seed: int, purpose: Purpose, epoch: int = 0) -> int:

@@ -9,9 +9,11 @@ from typing import Any
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 
+from prunelab.experiment.errors import RunError
 from prunelab.experiment.levels import Tickets
 from prunelab.experiment.run_dir import LevelDir, RunDir
 from prunelab.training import Classifier, PruningAtInit
+from prunelab.training.rewind import Rewind, parse_step
 
 Config = Mapping[str, Any]
 Instantiate = Callable[[], tuple[dict[str, Any], Classifier, LightningDataModule, PruningAtInit]]
@@ -55,6 +57,29 @@ class Job:
     def indices(self) -> range:
         """The levels to train. A control shares the dense level with its ticket."""
         return range(self.num_dense if self.control else 0, len(self.densities))
+
+    @property
+    def rewind(self) -> Rewind | None:
+        """How the levels after the first start; None: like any training, at the first step."""
+        if self.control == "reinit" or self._needs_initialisation:
+            return None
+        return "learning_rate" if self.control == "dense" else self.tickets.rewind
+
+    @property
+    def _needs_initialisation(self) -> bool:
+        """Whether this is a control of a ticket that was pruned before its rewind point.
+
+        That point lacks weights that the control would keep, so it starts where the ticket did.
+        Raises: RunError if the point lies inside the training, where the pruned weights have no values.
+        """
+        if self.control in (None, "dense") or self.num_dense or self.tickets.rewind != "weights":
+            return False
+        if len(self.densities) > 1 and parse_step(self.tickets.rewind_step, steps_per_epoch=1) > 0:
+            raise RunError(
+                f"control {self.control}: the ticket was pruned before its rewind point, which lacks the weights that "
+                "the control would keep; there is only one with tickets.dense_first true or tickets.rewind_step 0"
+            )
+        return True
 
     def prunes(self, index: int) -> bool:
         return index >= self.num_dense and self.control != "dense"

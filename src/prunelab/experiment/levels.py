@@ -55,6 +55,8 @@ class Tickets:
 
     def __post_init__(self) -> None:
         parse_step(self.rewind_step, steps_per_epoch=1)
+        if self.keep_sign and self.mask_1 == "rewind":
+            raise PruningError("tickets.keep_sign needs mask_1 reinit, reshuffle or constant: rewinding keeps signs")
         if self.levels is not None and self.levels < 1:
             raise PruningError(f"tickets.levels must be at least 1, got {self.levels}")
         if self.density_per_level is not None:

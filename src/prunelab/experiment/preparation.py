@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -17,13 +17,20 @@ from prunelab.experiment.errors import RunError
 from prunelab.experiment.job import Job, is_first_process, say
 from prunelab.experiment.levels import density_of_whole
 from prunelab.experiment.run_dir import spelled_density
-from prunelab.experiment.tickets import find_masks, find_weights
-from prunelab.pruning import Masks, prunable_names
+from prunelab.experiment.tickets import find_masks, find_weights, masks_of
+from prunelab.pruning import Masks, PruningError, prunable_names
+from prunelab.pruning.allocation import round_half_up
 from prunelab.training import Classifier, PruningAtInit
 from prunelab.training.network import find_network
 from prunelab.training.pruning_at_init import Ticket, load_masks
 from prunelab.training.resume import AtomicCheckpointIO, read_checkpoint
-from prunelab.training.rewind import start_checkpoint
+from prunelab.training.rewind import Rewind, start_checkpoint
+
+_STARTS: dict[Rewind, str] = {
+    "weights": "rewound to step {step}",
+    "learning_rate": "weights of level {before}, learning rate rewound to step {step}",
+    "finetune": "weights of level {before}, from step {step} at the last learning rate",
+}
 
 
 def set_budget(job: Job, index: int, model: Classifier, pruning: PruningAtInit) -> None:
@@ -34,21 +41,33 @@ def set_budget(job: Job, index: int, model: Classifier, pruning: PruningAtInit) 
     net = find_network(model, pruning.net)
     parameters = dict(net.named_parameters())
     sizes = {name: parameters[name].numel() for name in prunable_names(net, pruning.include, pruning.exclude)}
+    _check_last(job, sum(sizes.values()))
     allocations = job.tickets.layer_allocations(spelled_density(job.config), sizes)
     if allocations is not None and job.prunes(index):
+        if pruning.allocation is not None or pruning.min_layer_density:
+            raise RunError("tickets.layer_rates says how dense each layer is: no allocation, no min_layer_density")
         pruning.allocation = allocations[index - job.num_dense]
         pruning.density = density_of_whole(pruning.allocation, sizes)
+
+
+def _check_last(job: Job, num_weights: int) -> None:
+    """Raises: PruningError, before anything is trained, if the last level would keep no weight."""
+    last = job.densities[-1]
+    if last is not None and round_half_up(last, num_weights) == 0:
+        raise PruningError(f"density {last:.3g} of {num_weights} prunable weights keeps none, at the last level")
 
 
 def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) -> None:
     """What a level that begins takes from elsewhere: weights, masks, the level before, the ticket of a control."""
     if job.control == "reinit":
-        model.load_state_dict(_drawn_anew(job))
+        model.load_state_dict(_drawn_anew(job, "reinit"))
         pruning.weights_from = None  # or they would be loaded over what was drawn
     elif pruning.weights_from is not None:
         pruning.weights_from = str(find_weights(pruning.weights_from))
     if pruning.masks_from is not None:
-        pruning.given = load_masks(str(find_masks(pruning.masks_from)))
+        path = find_masks(pruning.masks_from)
+        pruning.given = load_masks(str(path))
+        say(f"masks from {path}", flush=True)
     if job.prunes(index):
         pruning.ticket = _ticket(job, index, pruning)
         if job.control and pruning.masks_from is None:
@@ -57,76 +76,60 @@ def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) ->
 
 def write_start(job: Job, index: int) -> tuple[Path | None, int]:
     """The checkpoint that a level starts from and its optimizer step; (None, 0) if it starts like any training."""
-    if index == 0 or job.control == "reinit" or _starts_unpruned(job):
+    if index == 0 or job.rewind is None:
         return None, 0
-    mode = "learning_rate" if job.control == "dense" else job.tickets.rewind
-    rewind = _read(job.ticket_dir.level(0).rewind_checkpoint)
-    start = start_checkpoint(rewind, _read(job.level_before(index).last_checkpoint), mode)
+    rewind = _read(job, job.ticket_dir.level(0).rewind_checkpoint)
+    start = start_checkpoint(rewind, _read(job, job.level_before(index).last_checkpoint), job.rewind)
     path = job.run_dir.level(index).start_checkpoint
     if is_first_process():  # the others read it after Lightning's barrier in `fit`
         AtomicCheckpointIO().save_checkpoint(start, path)
-    say(f"level {index}: from step {start['global_step']}, rewind: {mode}", flush=True)
+    say(f"level {index}: {_STARTS[job.rewind].format(before=index - 1, step=start['global_step'])}", flush=True)
     return path, start["global_step"]
-
-
-def _starts_unpruned(job: Job) -> bool:
-    """Whether a control starts from the initialisation, as the ticket's rewind point is pruned already.
-
-    Raises: RunError if that rewind point lies inside the training, where the pruned weights have no values.
-    """
-    if job.control in (None, "dense") or job.num_dense or job.tickets.rewind != "weights":
-        return False
-    if str(job.tickets.rewind_step).rstrip("itep") != "0":
-        raise RunError(
-            f"control {job.control}: the ticket was pruned before its rewind point, which lacks the weights that the "
-            "control would keep; there is only one with tickets.dense_first true or tickets.rewind_step 0"
-        )
-    return True
 
 
 def _ticket(job: Job, index: int, pruning: PruningAtInit) -> Ticket:
     own, asked = _of_network(pruning.net), job.tickets
-    fresh = own(_drawn_anew(job)) if asked.mask_1 == "reinit" else None
-    ticket = Ticket(mask_1=asked.mask_1, keep_sign=asked.keep_sign, mask_0=asked.mask_0, fresh=fresh)
+    mask_1 = "rewind" if job.control == "reinit" else asked.mask_1  # that control has drawn its weights
+    fresh = own(_drawn_anew(job, "mask_1")) if mask_1 == "reinit" else None
+    ticket = Ticket(mask_1=mask_1, keep_sign=asked.keep_sign, mask_0=asked.mask_0, fresh=fresh)
     if index == 0:
         return ticket
     before = job.level_before(index)
     return replace(
         ticket,
-        masks=Masks.load(before.masks),
-        weights=own(_read(before.last_checkpoint)["state_dict"]),
-        initial=own(_read(job.ticket_dir.level(0).rewind_checkpoint)["state_dict"]),
+        masks=masks_of(before),
+        weights=own(_read(job, before.last_checkpoint)["state_dict"]),
+        initial=own(_read(job, job.ticket_dir.level(0).rewind_checkpoint)["state_dict"]),
     )
 
 
-def _drawn_anew(job: Job) -> dict[str, Tensor]:
+def _drawn_anew(job: Job, purpose: Literal["reinit", "mask_1"]) -> dict[str, Tensor]:
     """Weights from the distribution of the run's own, and from other draws."""
     with isolate_rng():
-        torch.manual_seed(derive_seed(job.seed, "reinit") % 2**32)
+        torch.manual_seed(derive_seed(job.seed, purpose) % 2**32)
         return job.instantiate()[1].state_dict()
 
 
 def _apply_control(job: Job, index: int, net: nn.Module, pruning: PruningAtInit) -> None:
     """Change the one thing that the control changes."""
-    masks = Masks.load(job.ticket_dir.level(index).masks)
+    masks = masks_of(job.ticket_dir.level(index))
     if pruning.criterion is None:
         raise RunError(f"control {job.control} needs a criterion: its ticket has masks from elsewhere")
-    changed: Any  # has what a criterion has, but not by its class
+    criterion: Any = pruning.criterion  # the wrappers have what a criterion has, but not by their class
     if job.control == "invert":
-        changed = Inverted(pruning.criterion)
-        pruning.criterion = changed
+        criterion = Inverted(criterion)
         pruning.allocation, pruning.density = masks.layer_densities(), masks.density
     elif job.control in ("corrupt_labels", "corrupt_pixels"):
         what: Any = job.control.removeprefix("corrupt_")
-        changed = Corrupted(pruning.criterion, what, derive_seed(job.seed, "control"))
-        pruning.criterion = changed
+        criterion = Corrupted(criterion, what, derive_seed(job.seed, "control"))
     else:
         # with weights from the level before, what that level pruned is 0
         goes_on = index > 0 and job.tickets.rewind != "weights"
-        within = Masks.load(job.level_before(index).masks) if goes_on else Masks.dense(net, masks)
+        within = masks_of(job.level_before(index)) if goes_on else Masks.dense(net, masks)
         generator = torch.Generator().manual_seed(derive_seed(job.seed, "control", index))
         draw = {"random": random_masks, "shuffle": shuffled_masks}.get(job.control or "")
         pruning.given = draw(masks, within, generator) if draw else masks
+    pruning.criterion = criterion
 
 
 def _of_network(path: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
@@ -139,8 +142,9 @@ def _of_network(path: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]
     return own
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(job: Job, path: Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     if content is None:
-        raise RunError(f"{path} is missing or damaged: --fresh starts anew")
+        whose = "the ticket's command, without --control, with " if job.control else ""
+        raise RunError(f"{path} is missing or damaged: {whose}--fresh starts anew")
     return content

@@ -15,13 +15,14 @@ from prunelab.experiment.levels import Tickets
 from prunelab.experiment.lock import held
 from prunelab.experiment.records import read_record, write_record
 from prunelab.experiment.run_dir import RunDir, spelled_density, tickets_of
-from prunelab.experiment.train_level import joined, train_level
+from prunelab.experiment.train_level import measured, train_level
 from prunelab.experiment.trainer import measuring_trainer, quiet_libraries
 from prunelab.pruning import PruningError
 from prunelab.report.levels import write_summary
 from prunelab.report.table import report_text
 from prunelab.training.interruption import exit_code_on_signals
 from prunelab.training.resume import read_checkpoint
+from prunelab.training.rewind import parse_step
 
 
 def run(
@@ -48,14 +49,14 @@ def run(
     if ckpt_path is not None and len(job.densities) > 1:
         raise RunError("--ckpt_path goes with runs of one level: a run with levels finds its own checkpoints")
     run_dir = job.run_dir
-    if fresh and is_first_process() and run_dir.path.exists():
-        with _locked(run_dir):
-            say(f"what was there is kept as {run_dir.set_aside()}")
+    kept = _set_aside(run_dir) if fresh and is_first_process() and run_dir.path.exists() else None
     is_new = not run_dir.path.exists()
+    for sibling, keys in run_dir.unfinished_siblings(config) if is_new else []:
+        say(f"not the unfinished run {sibling.name}, which differs in {', '.join(keys)}")
     with exit_code_on_signals(), quiet_libraries():
         if (records := finished_records(job)) is not None:
-            more = f" (--trainer.max_epochs above {records[0]['max_epochs']} trains on)" if len(records) == 1 else ""
-            say(f"finished earlier, nothing to do{more}")
+            more = f" (--trainer.max_epochs above {records[0]['max_epochs']} trains on)"
+            say(f"finished earlier, nothing to do{'' if job.tickets.has_levels or job.control else more}")
         else:
             with _locked(run_dir):
                 try:
@@ -64,6 +65,8 @@ def run(
                     refused = isinstance(error, PruningError | DataError | RunError) or not run_dir.config.exists()
                     if is_new and refused:  # a directory without a result would only be in the way
                         run_dir.remove_unstarted()
+                        if kept is not None:
+                            kept.rename(run_dir.path)
                     raise
     say(f"\n{report_text(records, str(run_dir.path))}")
     return 0
@@ -80,9 +83,8 @@ def evaluate(run_dir: Path, instantiate: Instantiate) -> dict[str, float]:
         arguments, model, data, _ = instantiate()
         model.load_state_dict(content["state_dict"])
         data.setup("fit")  # validation alone would not know the split
-        trainer = measuring_trainer(arguments)
-        validated = trainer.validate(model, datamodule=data, verbose=False) if data.val_dataloader() else []
-        return joined([*validated, *trainer.test(model, datamodule=data, verbose=False)])
+        seed = RunDir(run_dir).read_config().get("seed_everything", 0)
+        return measured(measuring_trainer(arguments), model, data, seed, validate=bool(data.val_dataloader()))
 
 
 def make_job(name: str, config: Config, instantiate: Instantiate, output_dir: str) -> Job:
@@ -99,10 +101,19 @@ def make_job(name: str, config: Config, instantiate: Instantiate, output_dir: st
     ticket_dir = run_dir
     if control is not None:
         ticket_dir = RunDir.of(output_dir, name, {**config, "control": None})
-        if any(read_record(ticket_dir.level(index).record) is None for index in range(len(densities))):
+        found = [read_record(ticket_dir.level(index).record) for index in range(len(densities))]
+        if any(record is None for record in found):
             raise RunError(
                 f"control {control} needs the finished ticket {ticket_dir.path}: run the same command without --control"
             )
+        asked, trained = config["trainer"].get("max_epochs"), found[-1] and found[-1]["max_epochs"]
+        if asked is not None and asked != trained:
+            raise RunError(f"control {control}: its ticket was trained with --trainer.max_epochs {trained}")
+    if tickets.mask_1 != "rewind" and len(densities) > 1 and (num_dense == 0 or tickets.rewind != "weights"):
+        raise RunError(
+            f"tickets.mask_1 {tickets.mask_1} is about the weights of an unpruned rewind point: it needs "
+            "tickets.dense_first true and tickets.rewind weights"
+        )
     return Job(name, config, instantiate, run_dir, ticket_dir, tickets, densities, num_dense)
 
 
@@ -111,11 +122,20 @@ def _num_dense(tickets: Tickets, config: Config) -> int:
     if not tickets.has_levels:
         if tickets.dense_first:
             raise RunError("tickets.dense_first: say how many levels follow, --tickets.levels 1")
+        if parse_step(tickets.rewind_step, steps_per_epoch=1) or tickets.rewind != "weights":
+            raise RunError("tickets.rewind and rewind_step: there are no levels that rewind, --tickets.levels 1")
         return 0
     if tickets.dense_first is not None:
         return int(tickets.dense_first)
     criterion = pkgutil.resolve_name(config["pruning"]["criterion"]["class_path"])
     return int(getattr(criterion, "scores_trained_weights", False))
+
+
+def _set_aside(run_dir: RunDir) -> Path:
+    with _locked(run_dir):
+        kept = run_dir.set_aside()
+    say(f"what was there is kept as {kept}")
+    return kept
 
 
 @contextmanager
@@ -155,7 +175,13 @@ def _record(job: Job, index: int, ckpt_path: str | None) -> dict[str, Any]:
     level = job.run_dir.level(index)
     record = read_record(level.record)
     if record is None or _has_lost_its_end(job, index) or (len(job.indices) == 1 and _wants_more(record, job.config)):
-        record = train_level(job, index, ckpt_path)
+        try:
+            record = train_level(job, index, ckpt_path)
+        except PruningError as error:
+            if index == job.indices[0]:
+                raise
+            finished = f"the levels before it are finished, python -m prunelab.report {job.run_dir.path} shows them"
+            raise RunError(f"level {index}: {error}; {finished}") from error
         if is_first_process():
             if len(job.indices) > 1:
                 before = [read_record(job.run_dir.level(done).record) for done in job.indices if done < index]

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from glob import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class RunDir:
     def of(cls, output_dir: str, name: str, config: Mapping[str, Any]) -> RunDir:
         """<output_dir>/<config>-<criterion>-d<density>-s<seed>-<hash of all values that change the result>.
 
-        With a control its name follows the criterion's. Masks from elsewhere have no criterion and no density.
+        With a control its name follows the criterion's. Masks from elsewhere have no criterion and no density. The
+        density is the last level's; where layers have rates of their own (`tickets.layer_rates`), that of rate 1.
         """
         digest = hashlib.sha256(json.dumps(result_keys(config), sort_keys=True).encode()).hexdigest()[:8]
         density = density_of(config)
@@ -78,6 +80,15 @@ class RunDir:
         """The levels that have been begun, in order."""
         found = [LevelDir(path) for path in self.path.glob("level_[0-9][0-9]*") if path.is_dir()]
         return sorted(found, key=lambda level: level.index)
+
+    def unfinished_siblings(self, config: Mapping[str, Any]) -> list[tuple[Path, list[str]]]:
+        """Unfinished runs that only the hash tells from this one, and the keys in which they differ from `config`."""
+        found = []
+        for path in sorted(self.path.parent.glob(f"{escape(self.path.name.rpartition('-')[0])}-????????")):
+            levels = RunDir(path).levels()
+            if path != self.path and levels and not levels[-1].record.exists() and RunDir(path).config.exists():
+                found.append((path, differing_keys(RunDir(path).read_config(), config)))
+        return found
 
     def set_aside(self) -> Path:
         """Give the directory another name, <name>.1 or the next that is free; returns it."""

@@ -80,13 +80,17 @@ def find_weights(path: str) -> Path:
 
 
 def masks_of(level: LevelDir) -> Masks:
-    """Raises: RunError if the file is missing or damaged."""
+    """Raises: RunError if the file is missing or damaged, or not the one that the level's record is about."""
     try:
-        return Masks.load(level.masks)
+        masks = Masks.load(level.masks)
     except FileNotFoundError:
         raise RunError(f"{level.masks} is missing") from None
     except PruningError as error:
         raise RunError(str(error)) from error
+    record = read_record(level.record)
+    if record is not None and record["masks_digest"] != masks.digest():
+        raise RunError(f"{level.masks} holds other masks than those of the level's record")
+    return masks
 
 
 def start_weights(level: LevelDir) -> dict[str, Tensor]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import pkgutil
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
+from prunelab.data.seeds import derive_seed
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.footprint import footprint
 from prunelab.experiment.job import Config, Job, say
@@ -25,7 +28,8 @@ from prunelab.experiment.trainer import (
     run_trainer,
     seconds_training,
 )
-from prunelab.pruning.diagnostics import count_leaked
+from prunelab.pruning import Masks
+from prunelab.pruning.diagnostics import count_leaked, count_macs
 from prunelab.pruning.preflight import Preflight
 from prunelab.pruning.scoring import call_with, evaluation_mode
 from prunelab.pruning.supermask import LearnedSupermask
@@ -45,7 +49,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
     data.prepare_data()
     data.setup("fit")
     _check_network_fits(model.net, data)
-    if index > 0 and job.tickets.rewind == "finetune":
+    if index > 0 and job.rewind == "finetune":
         model.drop_schedule()
     set_budget(job, index, model, pruning)
     checkpoint, step = _checkpoint_to_resume(level, job.config, ckpt_path)
@@ -57,7 +61,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
     rewind_step: int | str | None = None
     if index == 0 and job.control is None:
         rewind_step = job.tickets.rewind_step if job.tickets.has_levels else 0
-    try:  # what torch and Lightning themselves object to, in one line and before anything is written
+    try:  # what torch and Lightning themselves object to, in one line
         model.configure_optimizers()
         trainer = run_trainer(arguments, job.config, pruning, level, step, rewind_step, _prefix(job, index))
     except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
@@ -66,7 +70,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
         job.run_dir.create(job.config, versions(), index)
     # weights_only: masks and states are tensors and plain values, so nothing in a checkpoint can run code
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    tested = joined(trainer.test(model, datamodule=data, verbose=False))
+    tested = measured(trainer, model, data, job.seed)
 
     if pruning.masks is None or pruning.preflight is None:
         raise RuntimeError("training ended without masks")
@@ -77,8 +81,12 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
         "num_levels": len(job.densities),
         **_rewinding(job, trainer),
         "control": job.control,
+        "criterion_settings": _criterion_settings(job.config),
+        **{key: getattr(job.tickets, key) for key in ("mask_1", "keep_sign", "mask_0")},
+        "weights_from": job.config["pruning"].get("weights_from"),
         "masks_from": None if pruning.masks_from is None else pruning.given_digest,
         **_budget(pruning.preflight),
+        **_macs_held(pruning, model, data),
         "masks_digest": pruning.masks.digest(),
         "supermask_density": model.net.masks().density if isinstance(model.net, LearnedSupermask) else None,
         "leaked_weights": count_leaked(model.net, pruning.masks, pruning.frozen),
@@ -86,7 +94,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
         **_last_epoch(level),
         "test_accuracy": tested.get("test_accuracy"),
         "test_loss": tested.get("test_loss"),
-        **_validation_chosen(level, arguments, model, data),
+        **_validation_chosen(level, arguments, model, data, job.seed),
         "supermask_test_accuracy": _supermask(job, index, arguments, model, pruning, data),
         "seconds_scoring": pruning.seconds_scoring,
         "seconds_training": seconds_training(trainer),
@@ -104,10 +112,10 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
 
 
 def _rewinding(job: Job, trainer: Trainer) -> dict[str, Any]:
-    if len(job.densities) == 1:
+    if len(job.densities) == 1 or job.rewind is None:
         return {"rewind": None, "rewind_step": None}
     steps = parse_step(job.tickets.rewind_step, steps_per_epoch(trainer))
-    return {"rewind": job.tickets.rewind, "rewind_step": steps}
+    return {"rewind": job.rewind, "rewind_step": steps}
 
 
 def _prefix(job: Job, index: int) -> str:
@@ -176,6 +184,23 @@ def _budget(report: Preflight) -> dict[str, Any]:
     return {key: getattr(report, key) for key in keys}
 
 
+def _macs_held(pruning: PruningAtInit, model: Classifier, data: Any) -> dict[str, int]:
+    """Multiply-adds where pruned weights hold other values than 0 (`tickets.mask_0`): these count."""
+    if pruning.frozen is None or pruning.masks is None or not hasattr(data, "example_input"):
+        return {}
+    computed = Masks({name: mask | (pruning.frozen[name] != 0).to(mask.device) for name, mask in pruning.masks.items()})
+    return {"macs_masked": count_macs(find_network(model, pruning.net), data.example_input(), computed)}
+
+
+def _criterion_settings(config: Config) -> dict[str, Any]:
+    """What the config sets otherwise than the criterion has it by itself."""
+    criterion = config["pruning"].get("criterion") or {}
+    if not (given := criterion.get("init_args")):
+        return {}
+    own = signature(pkgutil.resolve_name(criterion["class_path"])).parameters
+    return {key: value for key, value in given.items() if key not in own or own[key].default != value}
+
+
 def _last_epoch(level: LevelDir) -> dict[str, float | None]:
     """Of the last row of metrics.csv: a run that died between its last epoch and its record has them only there."""
     rows = read_metrics(level.metrics)
@@ -197,21 +222,29 @@ def _supermask(
         return None
     state = torch.load(job.run_dir.level(index).ticket, weights_only=True)
     find_network(model, pruning.net).load_state_dict(state)
-    tested = joined(measuring_trainer(arguments).test(model, datamodule=data, verbose=False))
+    tested = measured(measuring_trainer(arguments), model, data, job.seed)
     return tested.get("test_accuracy")
 
 
 def _validation_chosen(
-    level: LevelDir, arguments: dict[str, Any], model: Classifier, data: LightningDataModule
+    level: LevelDir, arguments: dict[str, Any], model: Classifier, data: LightningDataModule, seed: int
 ) -> dict[str, Any]:
     """Test accuracy at the epoch of the highest validation accuracy; leaves the module with those weights."""
     best = read_checkpoint(level.best_checkpoint) if level.best_checkpoint.exists() else None
     if best is None:
         return {"test_accuracy_best": None, "best_epoch": None}
     model.load_state_dict(best["state_dict"])
-    tested = joined(measuring_trainer(arguments).test(model, datamodule=data, verbose=False))
+    tested = measured(measuring_trainer(arguments), model, data, seed)
     return {"test_accuracy_best": tested.get("test_accuracy"), "best_epoch": best["epoch"] + 1}
 
 
-def joined(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    return {name: value for part in metrics for name, value in part.items()}
+def measured(
+    trainer: Trainer, model: Classifier, data: LightningDataModule, seed: int, *, validate: bool = False
+) -> dict[str, float]:
+    """Test metrics, and those of validation if asked for: the same at every call, also of networks that draw."""
+    with isolate_rng():
+        torch.manual_seed(derive_seed(seed, "test"))
+        results = trainer.validate(model, datamodule=data, verbose=False) if validate else []
+        torch.manual_seed(derive_seed(seed, "test"))
+        results = [*results, *trainer.test(model, datamodule=data, verbose=False)]
+    return {name: value for part in results for name, value in part.items()}

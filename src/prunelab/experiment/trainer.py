@@ -6,10 +6,9 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from prunelab.experiment.run_dir import LevelDir
+from prunelab.experiment.run_dir import LevelDir, write_atomically
 from prunelab.report.metrics_csv import MetricsCsv
 from prunelab.report.progress import EpochLines, PruningProgress
 from prunelab.report.tensorboard import PruningSummary
@@ -64,6 +63,7 @@ def run_trainer(
         MetricsCsv(level.metrics),
         RichProgressBar() if bars else EpochLines(prefix),
         *([] if max_steps == -1 else [_StopAtStep(max_steps)]),
+        _StayStopped(),
         *_as_list(arguments.get("callbacks")),
         *([] if rewind_step is None else [SaveRewindPoint(level.rewind_checkpoint, rewind_step, max_steps)]),
         StopOnSignal(level.last_checkpoint),
@@ -187,6 +187,22 @@ class _StopAtStep(Callback):
             trainer.should_stop = True
 
 
+class _StayStopped(Callback):
+    """A training that some callback ended early is not taken up again, as it is after `max_time`."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["should_stop"] = trainer.should_stop and not out_of_time(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._stopped = checkpoint.get("should_stop", False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop |= self._stopped
+
+
 class _SaveTicket(Callback):
     """masks.pt, as soon as the masks exist, in a resumed run too: its checkpoint may come from elsewhere.
 
@@ -200,17 +216,15 @@ class _SaveTicket(Callback):
     def on_pruned(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.is_global_zero:
             state = find_network(pl_module, self._pruning.net).state_dict()
-            _replace(self._level.ticket, partial(torch.save, {name: tensor.cpu() for name, tensor in state.items()}))
+            buffer = BytesIO()
+            torch.save({name: tensor.cpu() for name, tensor in state.items()}, buffer)
+            write_atomically(self._level.ticket, buffer.getvalue())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._pruning.masks is not None:  # they were found just before this
-            _replace(self._level.masks, self._pruning.masks.save)
-
-
-def _replace(path: Path, save: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    save(temporary)
-    temporary.replace(path)
+            buffer = BytesIO()
+            self._pruning.masks.save(buffer)
+            write_atomically(self._level.masks, buffer.getvalue())
 
 
 class _BestCheckpoint(ModelCheckpoint):

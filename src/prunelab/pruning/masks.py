@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ class Masks(Mapping[str, Tensor]):
                 found = f"it has shape {tuple(tensors[name].shape)}" if name in tensors else "it is missing"
                 raise PruningError(f"the mask of {name} with shape {tuple(mask.shape)} does not fit{what}: {found}")
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path | IO[bytes]) -> None:
         """Write a plain dict of bool tensors, readable with `torch.load` alone."""
         torch.save({name: mask.cpu() for name, mask in self._masks.items()}, path)
 

@@ -26,7 +26,8 @@ class Scoring:
 
     example_input: any tensor that the network accepts, first dimension 1; only its shape and dtype count.
     batches: (inputs, labels) pairs on the network's device, the same ones at every reading (a list, not a generator).
-    loss: (outputs, labels) -> mean loss of the batch. initial: weights at initialisation, for criteria that compare.
+    loss: (outputs, labels) -> mean loss of the batch. initial: weights at initialisation, for criteria that compare
+    (in a run with levels those at the rewind point).
     generator: source of all random draws; None means a new one with seed 0. round: from 0.
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
+_USUAL = {"mask_1": "rewind", "mask_0": "zero", "weights_from": None}
 SIMULATION = "Masking is a simulation: the network is neither faster nor smaller until it is compacted."
 
 
@@ -73,10 +74,11 @@ def levels_table(records: Sequence[Record], run_dir: str, evaluated: Mapping[str
     """
     last = records[-1]
     title = [
-        f"{last['name']}: {last['criterion']}",
+        f"{last['name']}: {_criterion(last)}",
         *([f"rewind {last['rewind']}"] if last.get("rewind") else []),
         *([f"rewind_step {last['rewind_step']}"] if last.get("rewind_step") is not None else []),
         *([f"control {last['control']}"] if last.get("control") else []),
+        *_actions(last),
         f"seed {last['seed']}",
     ]
     rows = _complaints(records)
@@ -95,6 +97,18 @@ def levels_table(records: Sequence[Record], run_dir: str, evaluated: Mapping[str
         )
     table = _aligned(_level_columns(records))
     return "\n".join([", ".join(title), "", *table, "", *_labelled(rows | {"directory": run_dir})])
+
+
+def _criterion(record: Record) -> str:
+    settings = record.get("criterion_settings") or {}
+    given = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return f"{record['criterion']} ({given})" if given else record["criterion"]
+
+
+def _actions(record: Record) -> list[str]:
+    """What is unusual about kept and pruned weights, and where the weights are from."""
+    said = [f"{key} {record[key]}" for key, usual in _USUAL.items() if record.get(key, usual) != usual]
+    return [*said, *(["keep_sign"] if record.get("keep_sign") else [])]
 
 
 def levels_markdown(records: Sequence[Record]) -> str:

@@ -64,6 +64,7 @@ class SaveRandomState(Callback):
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+        self._at_epoch_end = False
 
     def state_dict(self) -> dict[str, Any]:
         version, keys, gauss = random.getstate()
@@ -78,7 +79,18 @@ class SaveRandomState(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        self._at_epoch_end = 0 < epoch["started"] == epoch["processed"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._at_epoch_end:  # before the loader's iterator is made, which may draw, as it did after the epoch's end
+            self._restore()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         if self._restored is None:
             return
         state, self._restored = self._restored, None

@@ -37,10 +37,13 @@ class SaveRewindPoint(Callback):
         self._wanted = step
         self._max_steps = max_steps
         self._step = -1
+        self._is_there = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = parse_step(self._wanted, steps_per_epoch(trainer))
         self._check(trainer)
+        # decided once for all ranks: saving is a collective call
+        self._is_there = trainer.strategy.broadcast(self._path.exists())
         self._save_at_step(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -51,8 +54,9 @@ class SaveRewindPoint(Callback):
         self._save_at_step(trainer)
 
     def _save_at_step(self, trainer: Trainer) -> None:
-        if trainer.global_step == self._step and not self._path.exists():
+        if trainer.global_step == self._step and not self._is_there:
             trainer.save_checkpoint(self._path)
+            self._is_there = True
 
     def _check(self, trainer: Trainer) -> None:
         epoch = steps_per_epoch(trainer)
@@ -116,7 +120,7 @@ def start_checkpoint(rewind: Checkpoint, end: Checkpoint, mode: Rewind) -> Check
     the same without a schedule, at the last learning rate of `end`.
     Masks, times, files and means over batches of the level that wrote the checkpoint are left out.
     """
-    start = {key: value for key, value in rewind.items() if key != "epoch_metrics"}
+    start = {key: value for key, value in rewind.items() if key not in ("epoch_metrics", "should_stop")}
     rates = LastLearningRate.of(end) if mode == "finetune" else None
     if "epoch_metrics" in rewind:  # from inside an epoch, whose start is not logged again
         of_ranks = [_of_epoch_start(metrics, rates) for metrics in rewind["epoch_metrics"]["of_ranks"]]

@@ -26,6 +26,8 @@ Score = Literal[
 class MaskCriterion:
     """Score a weight by where training took it, from w_i at initialisation to w_f as it stands in the network.
 
+    In a run with levels, w_i is the weight at the rewind point.
+
     score: large_final |w_f|, small_final -|w_f|, large_init |w_i|, small_init -|w_i|, large_init_large_final
     min(alpha |w_f|, |w_i|), magnitude_increase |w_f| - |w_i|, movement |w_f - w_i|, random (draws as in `Random`).
     sign: any, or prefer weights whose sign training kept (same) or changed (different); 0 counts as positive. Scores
@@ -83,7 +85,7 @@ class MaskCriterion:
             knob = f"score {self.score}" if self.sign == "any" else f"sign {self.sign}"
             raise PruningError(
                 f"mask_criterion with {knob} needs the weights at initialisation: it scores trained weights, use it "
-                "with tickets.levels"
+                "with tickets.levels, after a dense level (tickets.dense_first)"
             )
         for name, weight in final.items():
             if name not in scoring.initial or scoring.initial[name].shape != weight.shape:
