@@ -115,7 +115,7 @@ def test_keys_of_appended_classes_go_to_the_one_before(base: str) -> None:
 def test_help_lists_configs_names_and_examples(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert read_or_answer(argv) == 0
     text = capsys.readouterr().out
-    assert text.count("  python train.py --config ") == 3
+    assert text.count("  python train.py --config ") == 4
     for path in (ROOT / "configs").glob("*.yaml"):
         claim = path.read_text().splitlines()[0].removeprefix("# ")
         assert any(path.name in line and claim in line for line in text.splitlines())

@@ -43,9 +43,11 @@ def set_budget(job: Job, index: int, model: Classifier, pruning: PruningAtInit) 
     sizes = {name: parameters[name].numel() for name in prunable_names(net, pruning.include, pruning.exclude)}
     _check_last(job, sum(sizes.values()))
     allocations = job.tickets.layer_allocations(spelled_density(job.config), sizes)
-    if allocations is not None and job.prunes(index):
-        if pruning.allocation is not None or pruning.min_layer_density:
-            raise RunError("tickets.layer_rates says how dense each layer is: no allocation, no min_layer_density")
+    if allocations is None:
+        return
+    if pruning.allocation is not None or pruning.min_layer_density:
+        raise RunError("tickets.layer_rates says how dense each layer is: no allocation, no min_layer_density")
+    if job.prunes(index):
         pruning.allocation = allocations[index - job.num_dense]
         pruning.density = density_of_whole(pruning.allocation, sizes)
 

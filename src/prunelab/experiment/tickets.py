@@ -87,8 +87,8 @@ def masks_of(level: LevelDir) -> Masks:
         raise RunError(f"{level.masks} is missing") from None
     except PruningError as error:
         raise RunError(str(error)) from error
-    record = read_record(level.record)
-    if record is not None and record["masks_digest"] != masks.digest():
+    digest = masks.digest()
+    if (read_record(level.record) or {}).get("masks_digest", digest) != digest:
         raise RunError(f"{level.masks} holds other masks than those of the level's record")
     return masks
 
