@@ -80,8 +80,9 @@ class SaveRandomState(Callback):
         self._restored = state_dict
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        self._at_epoch_end = 0 < epoch["started"] == epoch["processed"]
+        if "loops" in checkpoint:  # otherwise there is nothing to resume, as Lightning says itself
+            epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+            self._at_epoch_end = 0 < epoch["started"] == epoch["processed"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._at_epoch_end:  # before the loader's iterator is made, which may draw, as it did after the epoch's end
