@@ -59,8 +59,12 @@ def _check_last(job: Job, num_weights: int) -> None:
         raise PruningError(f"density {last:.3g} of {num_weights} prunable weights keeps none, at the last level")
 
 
-def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) -> None:
-    """What a level that begins takes from elsewhere: weights, masks, the level before, the ticket of a control."""
+def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) -> tuple[Path | None, int]:
+    """What a level that begins takes from elsewhere: weights, masks, the level before, the ticket of a control.
+
+    Returns the checkpoint that it starts from and its optimizer step; (None, 0) if it starts like any training.
+    """
+    rewind, end = _points_before(job, index) if index > 0 else ({}, {})
     if job.control == "reinit":
         model.load_state_dict(_drawn_anew(job, "reinit"))
         pruning.weights_from = None  # or they would be loaded over what was drawn
@@ -71,17 +75,22 @@ def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) ->
         pruning.given = load_masks(str(path))
         say(f"masks from {path}", flush=True)
     if job.prunes(index):
-        pruning.ticket = _ticket(job, index, pruning)
+        pruning.ticket = _ticket(job, index, pruning, rewind, end)
         if job.control and pruning.masks_from is None:
             _apply_control(job, index, find_network(model, pruning.net), pruning)
+    return _write_start(job, index, rewind, end)
 
 
-def write_start(job: Job, index: int) -> tuple[Path | None, int]:
-    """The checkpoint that a level starts from and its optimizer step; (None, 0) if it starts like any training."""
+def _points_before(job: Job, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rewind point, and the end of the level before."""
+    paths = job.ticket_dir.level(0).rewind_checkpoint, job.level_before(index).last_checkpoint
+    return _read(job, paths[0]), _read(job, paths[1])
+
+
+def _write_start(job: Job, index: int, rewind: dict[str, Any], end: dict[str, Any]) -> tuple[Path | None, int]:
     if index == 0 or job.rewind is None:
         return None, 0
-    rewind = _read(job, job.ticket_dir.level(0).rewind_checkpoint)
-    start = start_checkpoint(rewind, _read(job, job.level_before(index).last_checkpoint), job.rewind)
+    start = start_checkpoint(rewind, end, job.rewind)
     path = job.run_dir.level(index).start_checkpoint
     if is_first_process():  # the others read it after Lightning's barrier in `fit`
         AtomicCheckpointIO().save_checkpoint(start, path)
@@ -89,19 +98,18 @@ def write_start(job: Job, index: int) -> tuple[Path | None, int]:
     return path, start["global_step"]
 
 
-def _ticket(job: Job, index: int, pruning: PruningAtInit) -> Ticket:
+def _ticket(job: Job, index: int, pruning: PruningAtInit, rewind: dict[str, Any], end: dict[str, Any]) -> Ticket:
     own, asked = _of_network(pruning.net), job.tickets
     mask_1 = "rewind" if job.control == "reinit" else asked.mask_1  # that control has drawn its weights
     fresh = own(_drawn_anew(job, "mask_1")) if mask_1 == "reinit" else None
     ticket = Ticket(mask_1=mask_1, keep_sign=asked.keep_sign, mask_0=asked.mask_0, fresh=fresh)
     if index == 0:
         return ticket
-    before = job.level_before(index)
     return replace(
         ticket,
-        masks=masks_of(before),
-        weights=own(_read(job, before.last_checkpoint)["state_dict"]),
-        initial=own(_read(job, job.ticket_dir.level(0).rewind_checkpoint)["state_dict"]),
+        masks=masks_of(job.level_before(index)),
+        weights=own(end["state_dict"]),
+        initial=own(rewind["state_dict"]),
     )
 
 

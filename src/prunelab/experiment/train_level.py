@@ -18,7 +18,7 @@ from prunelab.data.seeds import derive_seed
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.footprint import footprint
 from prunelab.experiment.job import Config, Job, say
-from prunelab.experiment.preparation import build_on, set_budget, write_start
+from prunelab.experiment.preparation import build_on, set_budget
 from prunelab.experiment.records import versions
 from prunelab.experiment.run_dir import LevelDir, criterion_name, differing_keys
 from prunelab.experiment.trainer import (
@@ -54,8 +54,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
     set_budget(job, index, model, pruning)
     checkpoint, step = _checkpoint_to_resume(level, job.config, ckpt_path)
     if checkpoint is None:
-        build_on(job, index, model, pruning)
-        checkpoint, step = write_start(job, index)
+        checkpoint, step = build_on(job, index, model, pruning)
     if checkpoint is not None:
         pruning.weights_from = None  # they are in the checkpoint
     rewind_step: int | str | None = None
