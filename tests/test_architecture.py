@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "messages": {"config", "names"},
     "export": {"experiment", "report", "training", "compaction", "pruning", "models", "data", "names"},
 }
-ENTRIES = {"cli", "report.__main__"}  # import what they like
+ENTRIES = {"cli", "report.__main__", "export.__main__"}  # import what they like: they build what a config says
 LIGHT = ("names", "config", "command_line")  # what train.py imports before it knows that there is work
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics")
 MAY_USE_LIGHTNING = ("data", "training", "report", "experiment", "cli", "compat")

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback
+from tensorboard.summary.writer import event_file_writer
 
 from prunelab.data import ImageArrays, ImageDataModule
 from prunelab.experiment.run import run
@@ -129,25 +130,25 @@ class Experiment:
         self(**changes)
         return RunDir.of(str(self.directory), "tiny", self.config(**changes)).levels()
 
+    def parts(self, config: dict[str, Any]) -> Any:
+        """Fresh arguments for the Trainer, module, data and pruning callback."""
+        self.num_built += 1
+        spec = deepcopy(config)
+        model, pruning = spec["model"], spec["pruning"]
+        trainer = spec["trainer"] | {"callbacks": [*self.callbacks, *(spec["trainer"]["callbacks"] or [])]}
+        optimizer, schedule, interval = (
+            built(model["optimizer"]),
+            built(model["lr_scheduler"]),
+            model["lr_interval"],
+        )
+        module = Classifier(built(model["net"])(), optimizer, schedule, interval)
+        pruning["criterion"] = pruning["criterion"] and built(pruning["criterion"])()
+        data = self.make_data() if self.make_data else random_pictures(**spec["data"]["init_args"])
+        return trainer, module, data, PruningAtInit(**pruning)
+
     def __call__(self, ckpt_path: str | None = None, fresh: bool = False, **changes: Any) -> LevelDir:
         config = self.config(**changes)
-
-        def instantiate() -> Any:
-            self.num_built += 1
-            spec = deepcopy(config)
-            model, pruning = spec["model"], spec["pruning"]
-            trainer = spec["trainer"] | {"callbacks": [*self.callbacks, *(spec["trainer"]["callbacks"] or [])]}
-            optimizer, schedule, interval = (
-                built(model["optimizer"]),
-                built(model["lr_scheduler"]),
-                model["lr_interval"],
-            )
-            module = Classifier(built(model["net"])(), optimizer, schedule, interval)
-            pruning["criterion"] = pruning["criterion"] and built(pruning["criterion"])()
-            data = self.make_data() if self.make_data else random_pictures(**spec["data"]["init_args"])
-            return trainer, module, data, PruningAtInit(**pruning)
-
-        assert run("tiny", config, instantiate, str(self.directory), ckpt_path, fresh) == 0
+        assert run("tiny", config, partial(self.parts, config), str(self.directory), ckpt_path, fresh) == 0
         return self.level(**changes)
 
 
@@ -158,6 +159,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads the files of one second by their number, as text: here all have as many digits."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10**6))
 
 
 @pytest.fixture

@@ -35,10 +35,11 @@ def make_pictures(root: Path) -> None:
             Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
 
 
-def run(config: Path, output_dir: Path, devices: int) -> list[str]:
+def run(config: Path, output_dir: Path, devices: int, *more: str) -> list[str]:
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--output_dir", str(output_dir)]
     command += ["--data.root", str(config.parent / "pictures"), "--trainer.devices", str(devices)]
     command += ["--trainer.strategy", "ddp"] if devices > 1 else []
+    command += more
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,6 +54,27 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config = base / "tiny.yaml"
     config.write_text(CONFIG)
     return tuple(Path(run(config, base / f"on{num}", num)[-1].split()[-1]) for num in (1, 2))
+
+
+@pytest.fixture(scope="module")
+def sparse_dirs(run_dirs: tuple[Path, Path]) -> tuple[Path, Path]:
+    """The directories of a sparser run: masked on one process, compact on two."""
+    base = run_dirs[0].parents[1]
+    sparse = ("--pruning.density", "0.03")
+    masked = run(base / "tiny.yaml", base / "masked", 1, *sparse)
+    compact = run(base / "tiny.yaml", base / "compact", 2, *sparse, "--pruning.compact", "true")
+    return Path(masked[-1].split()[-1]), Path(compact[-1].split()[-1])
+
+
+@pytest.mark.parametrize("level", ["level_00", "level_01"])
+def test_two_processes_train_the_small_network_as_one_the_masked(sparse_dirs: tuple[Path, Path], level: str) -> None:
+    masked, compact = (json.loads((path / level / "record.json").read_text()) for path in sparse_dirs)
+    assert compact["masks_digest"] == masked["masks_digest"]
+    assert compact["num_channels_compact"] < compact["num_channels"]
+    assert compact["steps"] == masked["steps"] == 8
+    assert compact["leaked_weights"] == 0
+    assert compact["train_loss"] == pytest.approx(masked["train_loss"], rel=1e-5)
+    assert compact["test_accuracy"] == pytest.approx(masked["test_accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize("level", ["level_00", "level_01"])

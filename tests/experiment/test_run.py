@@ -81,7 +81,7 @@ def same_result(one: LevelDir, other: LevelDir) -> None:
     assert one.metrics.read_bytes() == other.metrics.read_bytes()
     records = [record_of(level) for level in (one, other)]
     for record in records:
-        for key in ("seconds_scoring", "seconds_training", "latency_ms"):
+        for key in ("seconds_scoring", "seconds_training", "latency_ms", "latency_128_ms", "checkpoint_bytes"):
             assert record.pop(key) >= 0
     assert records[0] == records[1]
 

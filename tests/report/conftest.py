@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -46,13 +46,26 @@ class TinyClassifier(LightningModule):
 
 
 class PruneAtStart(Callback):
-    """Calls the other callbacks as PruningAtInit does: after each round, and once at the end."""
+    """Calls the other callbacks as PruningAtInit does: after each round, and once at the end.
 
-    def __init__(self, density: float = 0.2, rounds: int = 5) -> None:
-        self.density, self.rounds = density, rounds
+    hook: `setup` is where networks that are compacted are pruned.
+    """
+
+    def __init__(
+        self, density: float = 0.2, rounds: int = 5, hook: Literal["on_fit_start", "setup"] = "on_fit_start"
+    ) -> None:
+        self.density, self.rounds, self.hook = density, rounds, hook
         self.history: list[tuple[dict[str, Tensor], Masks]] = []
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.hook == "setup":
+            self.prune(trainer, pl_module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.hook == "on_fit_start":
+            self.prune(trainer, pl_module)
+
+    def prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def on_round(index: int, density: float, scores: dict[str, Tensor], masks: Masks) -> None:
             self.history.append((scores, masks))
             self.call(trainer, "on_pruning_round", index, self.rounds, density, scores, masks)
@@ -150,6 +163,44 @@ def record() -> dict[str, Any]:
         "versions": {"torch": "2.15.0"},
         "zero_score_share": 0.0,
         "shortcut_density": None,
+    }
+
+
+@pytest.fixture
+def measured_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The same, and what it is on the disk, of a version that measures batches too."""
+    return record | {"latency_128_ms": 45.1, "checkpoint_bytes": 2_205_000, "compacted": False, "not_compacted": None}
+
+
+@pytest.fixture
+def compact_record(record: dict[str, Any]) -> dict[str, Any]:
+    """`tiny_net` with 9, 36 and 20 weights kept, compacted to 2 and 3 channels of 4 and 6.
+
+    Its kernels of 9 weights stand at 4 x 4 and at 2 x 2 positions, its last layer reads 4 values of each channel:
+    36 * 16 + 216 * 4 + 72 = 1512 multiply-adds, 9 * 16 + 36 * 4 + 20 = 308 of which are kept, and
+    18 * 16 + 54 * 4 + 36 = 540 in the compact network. Its 13 biases become 8.
+    """
+    return record | {
+        "num_kept": 65,
+        "num_prunable": 324,
+        "num_parameters": 337,
+        "density": 65 / 324,
+        "macs_dense": 1_512,
+        "macs_masked": 308,
+        "compacted": True,
+        "not_compacted": None,
+        "macs_compact": 540,
+        "num_parameters_compact": 116,
+        "compact_weights": 108,
+        "num_channels": 13,
+        "num_channels_compact": 8,
+        "latency_ms": 0.5,
+        "latency_128_ms": 10.0,
+        "latency_dense_ms": 0.75,
+        "latency_dense_128_ms": 40.0,
+        "weight_bytes": 46_400,
+        "weight_bytes_dense": 134_800,
+        "checkpoint_bytes": 98_700,
     }
 
 

@@ -22,6 +22,7 @@ def test_classes_are_short_names_and_settings_and_numbers_stand_alone(config):
         "scope": "global",
         "allocation": "none",
         "min_layer_density": 0.0,
+        "compact": False,
         "lr": 0.1,
         "weight_decay": 1e-4,
         "batch_size": 64,

@@ -39,6 +39,15 @@ def test_scalars_over_the_levels_and_over_the_density(tmp_path, levels):
     assert not [tag for tag in log.Tags()["scalars"] if "supermask" in tag]
 
 
+def test_what_the_networks_cost_stands_over_the_levels(tmp_path, levels, compact_record):
+    keys = ("macs_compact", "num_channels_compact", "latency_128_ms", "compacted")
+    write_summary(tmp_path, [levels[0], *(level | {key: compact_record[key] for key in keys} for level in levels[1:])])
+    log = events(tmp_path)
+    assert scalars(log, "levels/macs_compact") == {1: 540, 2: 540}
+    assert scalars(log, "levels/num_channels_compact") == {1: 8, 2: 8}
+    assert scalars(log, "levels/latency_128_ms") == {1: 10, 2: 10}
+
+
 def test_the_last_of_the_levels_of_one_density_is_shown_over_it(tmp_path, levels):
     levels[1] |= {"density": 0.25001, "supermask_test_accuracy": 0.125}
     write_summary(tmp_path, levels)

@@ -21,6 +21,16 @@ def test_without_a_terminal_there_is_a_line_at_the_start_and_one_at_the_end(fit,
     assert output.getvalue() == "pruning: 5 rounds\npruned: 65 of 324 weights kept, density 0.200617\n"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_rounds_before_the_fit_starts_are_shown_as_well(fit, prune_at_start, terminal):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=100)
+    fit([prune_at_start(density=0.2, rounds=5, hook="setup"), PruningProgress(console)])
+    assert ("5/5" in output.getvalue()) == terminal
+    assert output.getvalue().count("\x1b[?25l") == output.getvalue().count("\x1b[?25h") == terminal
+    assert output.getvalue().rstrip().endswith("pruned: 65 of 324 weights kept, density 0.200617")
+
+
 def test_on_a_terminal_a_bar_counts_the_rounds_and_leaves(fit, prune_at_start):
     output = io.StringIO()
     fit([prune_at_start(rounds=5), PruningProgress(Console(file=output, force_terminal=True, width=100))])
@@ -29,7 +39,8 @@ def test_on_a_terminal_a_bar_counts_the_rounds_and_leaves(fit, prune_at_start):
     assert output.getvalue().rstrip().endswith("density 0.200617")
 
 
-def test_a_failing_round_gives_the_terminal_back(fit, prune_at_start):
+@pytest.mark.parametrize("hook", ["on_fit_start", "setup"])
+def test_a_failing_round_gives_the_terminal_back(fit, prune_at_start, hook):
     class Fails(Callback):
         def on_pruning_round(self, trainer, pl_module, index, *args):
             if index == 2:
@@ -38,7 +49,7 @@ def test_a_failing_round_gives_the_terminal_back(fit, prune_at_start):
     output = io.StringIO()
     progress = PruningProgress(Console(file=output, force_terminal=True))
     with pytest.raises(ValueError, match="no"):
-        fit([prune_at_start(), progress, Fails()])
+        fit([prune_at_start(hook=hook), progress, Fails()])
     assert progress._bar is None
     assert output.getvalue().count("\x1b[?25l") == output.getvalue().count("\x1b[?25h")
 

@@ -20,8 +20,10 @@ dead layers          1: b.weight
 validation accuracy  0.7500
 test accuracy        0.5000
 MACs per example     40,000 dense -> 3,000 masked, in theory (x 0.0750)
-measured             1.26 ms for one example (cpu, 2 threads), 1.10 MB of weights
+measured             1.26 ms for one example (median, cpu, 2 threads)
+                     1.10 MB of weights
                      Masking is a simulation: the network is neither faster nor smaller until it is compacted.
+                     `--pruning.compact true` makes it really smaller.
 leaked weights       0
 seconds              1.2 scoring, 60.0 training
 masks                0123456789ab
@@ -39,9 +41,53 @@ level   density   kept         %        ratio    density  layers  accuracy  accu
 
 MACs per example  40,000 dense; the factors are theory
                   Masking is a simulation: the network is neither faster nor smaller until it is compacted.
+                  `--pruning.compact true` makes it really smaller.
 seconds           2.5 scoring, 180.0 training, all levels together
 masks             0: 0123456789ab, 1: 1123456789ab, 2: 2123456789ab
 directory         runs/digits"""  # noqa: E501
+
+
+EXPECTED_COMPACT = """\
+digits-synflow-d0.1-s0-0123abcd: synflow, seed 0, 3 epochs
+
+                     prunable weights    all parameters
+kept                               65                78
+of                                324               337
+density                      0.200617          0.231454
+sparsity                     0.799383          0.768546
+compression ratio                4.98              4.32
+
+                                dense            masked           compact
+MACs per example                1,512               308               540
+against dense                x 1.0000          x 0.2037          x 0.3571
+prunable weights                  324                65               108
+all parameters                    337                78               116
+channels                           13                 -                 8
+ms for 1 example                 0.75          as dense              0.50
+ms for 128                      40.00          as dense             10.00
+MB of weights                    0.13          as dense              0.05
+
+density requested    0.1
+effective density    0.0900  (kept weights on a kept input-output path)
+dead layers          1: b.weight
+validation accuracy  0.7500
+test accuracy        0.5000
+measured             0.50 ms for one example, 10.00 ms for 128 (median, cpu, 2 threads)
+                     0.05 MB of weights, last.ckpt 0.10 MB on disk
+                     Compacted: 8 of 13 channels left, 2.8 times fewer MACs than dense.
+                     Speed measured against the dense network: x 1.50 for one example, x 4.00 for 128.
+leaked weights       0
+seconds              1.2 scoring, 60.0 training
+masks                0123456789ab
+directory            runs/digits"""
+
+EXPECTED_LEVEL_COSTS = """\
+         masked   compact  channels  weights  dense ms     ms  dense ms       ms    MB of      MB of
+level      MACs      MACs      left   stored     for 1  for 1   for 128  for 128  weights  last.ckpt
+    0  x 1.0000         -         -    1,000         -   0.50         -    10.00     0.05       0.10
+    1  x 0.5000  x 0.2500   8 of 13      108      0.75   0.50     40.00    10.00     0.05       0.10
+    2  x 0.2000  x 0.2500   8 of 13      108      0.75   0.50     40.00    10.00     0.05       0.10
+"""
 
 
 def test_the_table_of_a_run_is_the_same_text_for_the_same_record(record):
@@ -65,8 +111,55 @@ def test_a_checkpoint_evaluated_anew_stands_beside_the_record(record):
     assert text.split()[-1] == "runs/digits"
 
 
-def test_a_compacted_network_is_no_simulation(record):
-    assert "simulation" not in run_table(record | {"compacted": True}, "runs/digits")
+def test_a_compacted_network_is_no_simulation(compact_record):
+    text = run_table(compact_record, "runs/digits")
+    assert "simulation" not in text
+    assert text.splitlines()[1:] == EXPECTED_COMPACT.splitlines()[1:]
+
+
+def test_batches_and_bytes_on_the_disk_are_there_if_they_were_measured(measured_record):
+    lines = run_table(measured_record, "runs/digits").splitlines()
+    place = lines.index("measured             1.26 ms for one example, 45.10 ms for 128 (median, cpu, 2 threads)")
+    assert lines[place + 1] == "                     1.10 MB of weights, last.ckpt 2.21 MB on disk"
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_last_line_is_the_directory_where_nothing_is_pruned(record):
+    text = run_table(record | {"num_kept": 1000}, "runs/digits")
+    assert "simulation" not in text
+    assert text.split()[-1] == "runs/digits"
+
+
+def test_the_costs_of_levels_stand_below_them(levels, compact_record):
+    keys = [key for key in compact_record if key.startswith(("latency", "weight_bytes", "checkpoint", "num_chan"))]
+    costs = {key: compact_record[key] for key in [*keys, "compacted", "compact_weights"]}
+    dense = {key: value for key, value in costs.items() if key.startswith(("latency", "weight_b", "checkpoint"))}
+    dense |= {"latency_dense_ms": None, "latency_dense_128_ms": None, "compacted": False}
+    records = [levels[0] | dense, *(level | costs | {"macs_compact": 10_000} for level in levels[1:])]
+    text = levels_table(records, "runs/digits")
+    lines = text.splitlines()
+    assert lines[9:14] == EXPECTED_LEVEL_COSTS.splitlines()
+    # the levels themselves are the lines that they always were
+    assert lines[:8] == EXPECTED_LEVELS.splitlines()[:8]
+    assert "MACs per example  40,000 dense; the factors are theory, those of compact ones are computed" in lines
+    assert "latencies         forward pass, median, cpu, 2 threads" in lines
+    assert "simulation" not in text
+    _, table = levels_markdown(records).split("\n\n")
+    assert table.splitlines()[0].startswith("| level | masked MACs | compact MACs | channels left | weights stored |")
+    assert table.splitlines()[3].startswith("| 1 | x 0.5000 | x 0.2500 | 8 of 13 | 108 | 0.75 | 0.50 | 40.00 | 10.00 |")
+
+
+def test_runs_are_compared_by_what_they_cost_too(record, measured_record, compact_record):
+    first, second = compare_table([record, measured_record, compact_record]).split("\n\n")
+    assert first == compare_table([record, record, compact_record | {"compacted": None}]).split("\n\n")[0]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in second.splitlines()]
+    old, masked, compact = (dict(zip(header, row, strict=True)) for row in rows)
+    assert [row["masked MACs"] for row in (old, masked, compact)] == ["x 0.0750", "x 0.0750", "x 0.2037"]
+    assert [row["compact MACs"] for row in (old, masked, compact)] == ["-", "-", "x 0.3571"]
+    assert [row["ms for 128"] for row in (old, masked, compact)] == ["-", "45.10", "10.00"]
+    assert [row["dense MACs"] for row in (old, masked, compact)] == ["40,000", "40,000", "1,512"]
+    assert masked["measured"] == "median, cpu, 2 threads"
+    assert compact["run"] == compact_record["name"]
 
 
 def test_runs_side_by_side_are_a_markdown_table(record):

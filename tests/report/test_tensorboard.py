@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import metadata
 from prunelab.pruning import Masks
 from prunelab.pruning.preflight import preflight
 from prunelab.report.hparams import run_hparams
-from prunelab.report.tensorboard import PruningSummary, preflight_markdown, write_hparams
+from prunelab.report.tensorboard import PruningSummary, cost_markdown, preflight_markdown, write_hparams
 
 LAYERS = {"0": "0.weight", "2": "2.weight", "5": "5.weight"}
 
@@ -30,9 +30,9 @@ def events(directory: Path) -> EventAccumulator:
     return EventAccumulator(str(directory), {"scalars": 0, "histograms": 0, "images": 0, "tensors": 0}).Reload()
 
 
-@pytest.fixture
-def logged(fit, prune_at_start, tmp_path):
-    pruning = prune_at_start(density=0.2, rounds=7)
+@pytest.fixture(params=["on_fit_start", "setup"])
+def logged(request, fit, prune_at_start, tmp_path):
+    pruning = prune_at_start(density=0.2, rounds=7, hook=request.param)
     fit([pruning, PruningSummary()], logger=logger_in(tmp_path))
     return pruning, events(tmp_path)
 
@@ -129,10 +129,11 @@ def test_networks_of_very_many_layers_show_evenly_spread_ones(fit, tmp_path):
     assert len(log.Tags()["histograms"]) == 32
 
 
+@pytest.mark.parametrize("hook", ["on_fit_start", "setup"])
 @pytest.mark.parametrize("purge_step", [3, None])
-def test_a_resumed_run_has_all_its_rounds(fit, prune_at_start, tmp_path, purge_step):
+def test_a_resumed_run_has_all_its_rounds(fit, prune_at_start, tmp_path, purge_step, hook):
     save = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
-    first = [prune_at_start(rounds=7), PruningSummary(), save]
+    first = [prune_at_start(rounds=7, hook=hook), PruningSummary(), save]
     fit(first, max_epochs=1, logger=logger_in(tmp_path), enable_checkpointing=True)
     before = events(tmp_path)
     fit(
@@ -149,6 +150,36 @@ def test_a_resumed_run_has_all_its_rounds(fit, prune_at_start, tmp_path, purge_s
         assert rounds == {point.step for point in before.Histograms(f"log10_score/{layer}")}
     assert after.Tags()["images"] == before.Tags()["images"]
     assert [point.step for point in after.Scalars("train_loss")] == [2, 5]
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "setup"])
+def test_rounds_of_this_training_are_not_those_of_the_checkpoint_that_it_starts_from(
+    fit, prune_at_start, tmp_path, hook
+):
+    save = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
+    fit(
+        [prune_at_start(rounds=7), PruningSummary(), save],
+        max_epochs=1,
+        logger=logger_in(tmp_path / "first"),
+        enable_checkpointing=True,
+    )
+    summary, checkpoint = PruningSummary(), tmp_path / "last.ckpt"
+    pruning, logger = prune_at_start(density=0.1, rounds=5, hook=hook), logger_in(tmp_path / "second", purge_step=3)
+    fit([pruning, summary], max_epochs=2, logger=logger, ckpt_path=checkpoint)
+    expected = [masks.layer_densities() for _, masks in pruning.history]
+    assert [kept["densities"] for kept in summary.state_dict()["rounds"]] == expected
+    log = events(tmp_path / "second")
+    for layer, name in LAYERS.items():
+        points = {point.step: point.value for point in log.Scalars(f"density/{layer}")}
+        assert points == {index: pytest.approx(densities[name]) for index, densities in enumerate(expected)}
+
+    # the next training of this callback is a resumed one again, also after one that failed before its first step
+    summary.load_state_dict({"rounds": []})
+    assert summary.state_dict() == {"rounds": []}
+    with pytest.raises(FileNotFoundError):
+        fit([prune_at_start(hook="setup"), summary], logger=logger, ckpt_path=tmp_path / "none.ckpt")
+    summary.load_state_dict({"rounds": []})
+    assert summary.state_dict() == {"rounds": []}
 
 
 def test_no_logger_is_silent_and_another_one_says_once_that_pictures_are_skipped(fit, prune_at_start, tmp_path):
@@ -188,6 +219,25 @@ def test_the_hparams_tab_is_filled_after_the_test(fit, prune_at_start, tmp_path,
     first = {info.name for info in experiment.hparam_infos if info.differs}
     assert first == {"criterion", "data", "density_requested", "net", "seed"}
     assert log.Scalars("density/0"), "what was there before is still there"
+
+
+def test_what_the_network_costs_is_text_and_a_number_of_the_tab(tmp_path, compact_record, config):
+    logger = logger_in(tmp_path)
+    write_hparams(logger, config, compact_record)
+    log = events(tmp_path)
+    assert [point.value for point in log.Scalars("final/macs_compact")] == [540]
+    text = log.Tensors("cost/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text == cost_markdown(compact_record)
+    assert text.startswith("| cost | dense | masked | compact |\n")
+    assert "| MACs per example | 1,512 | 308 | 540 |\n" in text
+    assert text.endswith("x 1.50 for one example, x 4.00 for 128.")
+
+
+def test_a_masked_network_costs_what_was_measured_of_it(record):
+    text = cost_markdown(record)
+    assert "| ms for 1 example | - | 1.26 |\n" in text
+    assert "compact |" not in text
+    assert "Masking is a simulation" in text
 
 
 def test_every_level_has_a_line_in_the_hparams_tab(tmp_path, levels, config):

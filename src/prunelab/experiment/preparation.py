@@ -17,14 +17,16 @@ from prunelab.experiment.errors import RunError
 from prunelab.experiment.job import Job, is_first_process, say
 from prunelab.experiment.levels import density_of_whole
 from prunelab.experiment.run_dir import spelled_density
-from prunelab.experiment.tickets import find_masks, find_weights, masks_of
+from prunelab.experiment.tickets import find_masks, find_weights, masks_of, start_weights
 from prunelab.pruning import Masks, PruningError, prunable_names
 from prunelab.pruning.allocation import round_half_up
 from prunelab.training import Classifier, PruningAtInit
+from prunelab.training.compacting import KEY, in_full
 from prunelab.training.network import find_network
-from prunelab.training.pruning_at_init import Ticket, load_masks
+from prunelab.training.pruning_at_init import load_masks
 from prunelab.training.resume import AtomicCheckpointIO, read_checkpoint
 from prunelab.training.rewind import Rewind, start_checkpoint
+from prunelab.training.ticket import Ticket
 
 _STARTS: dict[Rewind, str] = {
     "weights": "rewound to step {step}",
@@ -65,6 +67,8 @@ def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) ->
     Returns the checkpoint that it starts from and its optimizer step; (None, 0) if it starts like any training.
     """
     rewind, end = _points_before(job, index) if index > 0 else ({}, {})
+    how = job.rewind if index > 0 else None
+    start = None if how is None else start_checkpoint(rewind, end, how)
     if job.control == "reinit":
         model.load_state_dict(_drawn_anew(job, "reinit"))
         pruning.weights_from = None  # or they would be loaded over what was drawn
@@ -76,25 +80,26 @@ def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) ->
         say(f"masks from {path}", flush=True)
     if job.prunes(index):
         pruning.ticket = _ticket(job, index, pruning, rewind, end)
+        if start is not None:
+            pruning.ticket = replace(pruning.ticket, start=_of_network(pruning.net)(start["state_dict"]))
         if job.control and pruning.masks_from is None:
             _apply_control(job, index, find_network(model, pruning.net), pruning)
-    return _write_start(job, index, rewind, end)
+    return (None, 0) if how is None or start is None else _write_start(job, index, start, how)
 
 
 def _points_before(job: Job, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rewind point, and the end of the level before."""
-    paths = job.ticket_dir.level(0).rewind_checkpoint, job.level_before(index).last_checkpoint
-    return _read(job, paths[0]), _read(job, paths[1])
+    """The rewind point, and the end of the level before, of the full network."""
+    first, before = job.ticket_dir.level(0), job.level_before(index)
+    points = (_read(job, first.rewind_checkpoint), first), (_read(job, before.last_checkpoint), before)
+    rewind, end = (in_full(point, start_weights(level)) if KEY in point else point for point, level in points)
+    return rewind, end
 
 
-def _write_start(job: Job, index: int, rewind: dict[str, Any], end: dict[str, Any]) -> tuple[Path | None, int]:
-    if index == 0 or job.rewind is None:
-        return None, 0
-    start = start_checkpoint(rewind, end, job.rewind)
+def _write_start(job: Job, index: int, start: dict[str, Any], how: Rewind) -> tuple[Path, int]:
     path = job.run_dir.level(index).start_checkpoint
     if is_first_process():  # the others read it after Lightning's barrier in `fit`
         AtomicCheckpointIO().save_checkpoint(start, path)
-    say(f"level {index}: {_STARTS[job.rewind].format(before=index - 1, step=start['global_step'])}", flush=True)
+    say(f"level {index}: {_STARTS[how].format(before=index - 1, step=start['global_step'])}", flush=True)
     return path, start["global_step"]
 
 

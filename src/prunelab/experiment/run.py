@@ -20,6 +20,7 @@ from prunelab.experiment.trainer import measuring_trainer, quiet_libraries
 from prunelab.pruning import PruningError
 from prunelab.report.levels import write_summary
 from prunelab.report.table import report_text
+from prunelab.training.compacting import shrink_as_in
 from prunelab.training.interruption import exit_code_on_signals
 from prunelab.training.resume import read_checkpoint
 from prunelab.training.rewind import parse_step
@@ -81,6 +82,7 @@ def evaluate(run_dir: Path, instantiate: Instantiate) -> dict[str, float]:
         raise RunError(f"{checkpoint} is missing or damaged")
     with quiet_libraries():
         arguments, model, data, _ = instantiate()
+        shrink_as_in(model, content)
         model.load_state_dict(content["state_dict"])
         data.setup("fit")  # validation alone would not know the split
         seed = RunDir(run_dir).read_config().get("seed_everything", 0)
@@ -113,6 +115,15 @@ def make_job(name: str, config: Config, instantiate: Instantiate, output_dir: st
         raise RunError(
             f"tickets.mask_1 {tickets.mask_1} is about the weights of an unpruned rewind point: it needs "
             "tickets.dense_first true and tickets.rewind weights"
+        )
+    if config["pruning"].get("compact") and (tickets.mask_1, tickets.keep_sign, tickets.mask_0) != (
+        "rewind",
+        False,
+        "zero",
+    ):
+        raise RunError(
+            "pruning.compact goes with tickets.mask_1 rewind, keep_sign false and mask_0 zero: pruned weights that are "
+            "not 0 have a part in the function"
         )
     return Job(name, config, instantiate, run_dir, ticket_dir, tickets, densities, num_dense)
 

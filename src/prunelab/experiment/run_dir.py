@@ -187,6 +187,10 @@ class LevelDir:
     def ticket(self) -> Path:
         return self.path / "ticket.pt"
 
+    @property
+    def channel_index(self) -> Path:
+        return self.path / "channel_index.pt"
+
 
 def result_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the result: all but devices, workers, places, bars, and the number of epochs.

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelab.compaction import ChannelIndex, CompactionError
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.records import read_record
 from prunelab.experiment.run_dir import LevelDir, RunDir
 from prunelab.pruning import Masks, PruningError
 from prunelab.pruning.transfer import misfits
+from prunelab.training.compacting import KEY, in_full
 from prunelab.training.network import under_prefix
 
 
@@ -99,7 +101,8 @@ def start_weights(level: LevelDir) -> dict[str, Tensor]:
 
 
 def trained_weights(run_dir: RunDir, level: LevelDir) -> dict[str, Tensor]:
-    """State dict of the level's network after its last step, bit for bit.
+    """State dict of the level's full network after its last step, bit for bit; where a compact one was trained, its
+    weights in their places among those that the full one started with.
 
     Raises: RunError if the checkpoint is missing, damaged, or not the one that the level's record is about.
     """
@@ -108,8 +111,23 @@ def trained_weights(run_dir: RunDir, level: LevelDir) -> dict[str, Tensor]:
         raise RunError(
             f"{level.last_checkpoint} is not the end of the finished training: the same command goes on with it"
         )
+    if KEY in checkpoint:
+        checkpoint = in_full(checkpoint, start_weights(level))
     net = run_dir.read_config().get("pruning", {}).get("net", "net")
     return under_prefix(checkpoint["state_dict"], net)
+
+
+def index_of(level: LevelDir) -> ChannelIndex | None:
+    """The channels that the level's network was left with; None if it was not compacted.
+
+    Raises: RunError if the file is damaged.
+    """
+    try:
+        return ChannelIndex.load(level.channel_index)
+    except FileNotFoundError:
+        return None
+    except CompactionError as error:
+        raise RunError(str(error)) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

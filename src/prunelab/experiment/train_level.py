@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
+from prunelab.compaction import count_channels
 from prunelab.data.seeds import derive_seed
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.footprint import footprint
@@ -36,7 +37,7 @@ from prunelab.pruning.supermask import LearnedSupermask
 from prunelab.report.metrics_csv import read_metrics
 from prunelab.report.tensorboard import write_hparams
 from prunelab.training import Classifier, PruningAtInit
-from prunelab.training.network import find_network
+from prunelab.training.network import find_network, like_weights
 from prunelab.training.resume import read_checkpoint
 from prunelab.training.rewind import parse_step, steps_per_epoch
 
@@ -52,7 +53,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
     if index > 0 and job.rewind == "finetune":
         model.drop_schedule()
     set_budget(job, index, model, pruning)
-    checkpoint, step = _checkpoint_to_resume(level, job.config, ckpt_path)
+    checkpoint, step = _checkpoint_to_resume(level, job.config, ckpt_path, pruning)
     if checkpoint is None:
         checkpoint, step = build_on(job, index, model, pruning)
     if checkpoint is not None:
@@ -88,8 +89,9 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
         **_macs_held(pruning, model, data),
         "masks_digest": pruning.masks.digest(),
         "supermask_density": model.net.masks().density if isinstance(model.net, LearnedSupermask) else None,
-        "leaked_weights": count_leaked(model.net, pruning.masks, pruning.frozen),
-        **(footprint(model.net, data.example_input()) if hasattr(data, "example_input") else {}),
+        "leaked_weights": count_leaked(model.net, pruning.held_masks or pruning.masks, pruning.frozen),
+        **_cost(job, pruning, model, data),
+        "checkpoint_bytes": level.last_checkpoint.stat().st_size if level.last_checkpoint.exists() else None,
         **_last_epoch(level),
         "test_accuracy": tested.get("test_accuracy"),
         "test_loss": tested.get("test_loss"),
@@ -121,8 +123,12 @@ def _prefix(job: Job, index: int) -> str:
     return f"level {index}  " if len(job.densities) > 1 else ""
 
 
-def _checkpoint_to_resume(level: LevelDir, config: Config, given: str | None) -> tuple[Path | None, int]:
+def _checkpoint_to_resume(
+    level: LevelDir, config: Config, given: str | None, pruning: PruningAtInit
+) -> tuple[Path | None, int]:
     """The newest whole checkpoint of this config, and its optimizer step; (None, 0) if there is none to resume from.
+
+    `pruning` takes its masks and channels: a compact network must have its size before it is restored.
 
     Raises: RunError if there are only damaged ones, or one of something else.
     """
@@ -146,6 +152,7 @@ def _checkpoint_to_resume(level: LevelDir, config: Config, given: str | None) ->
             with suppress(FileNotFoundError):  # another process of the run was first
                 Path(other).replace(f"{other}.damaged")
         say(f"resuming from {path}, epoch {content['epoch'] + 1}, step {content['global_step']}{instead}", flush=True)
+        pruning.resume_from(content)
         return path, content["global_step"]
     if damaged:
         raise RunError(f"damaged or no checkpoint: {', '.join(damaged)} (delete what is damaged to start anew)")
@@ -189,6 +196,28 @@ def _macs_held(pruning: PruningAtInit, model: Classifier, data: Any) -> dict[str
         return {}
     computed = Masks({name: mask | (pruning.frozen[name] != 0).to(mask.device) for name, mask in pruning.masks.items()})
     return {"macs_masked": count_macs(find_network(model, pruning.net), data.example_input(), computed)}
+
+
+def _cost(job: Job, pruning: PruningAtInit, model: Classifier, data: Any) -> dict[str, Any]:
+    """What the network that trained really costs, beside the full one if it is a compact one."""
+    net, index = find_network(model, pruning.net), pruning.index
+    cost: dict[str, Any] = {"compacted": index is not None, "not_compacted": pruning.not_compacted}
+    full = None
+    if index is not None and pruning.held_masks is not None:
+        with isolate_rng():
+            full = find_network(job.instantiate()[1], pruning.net).to(next(net.parameters()))
+        cost |= {
+            "num_parameters_compact": sum(parameter.numel() for parameter in net.parameters()),
+            "compact_weights": pruning.held_masks.num_weights,
+            "num_channels": count_channels(full),
+            "num_channels_compact": count_channels(net),
+        }
+    if not hasattr(data, "example_input"):
+        return cost
+    example = like_weights(data.example_input(), net)
+    if full is not None:
+        cost["macs_compact"] = count_macs(net, example)
+    return cost | footprint(net, example, full)
 
 
 def _criterion_settings(config: Config) -> dict[str, Any]:

@@ -206,7 +206,8 @@ class _StayStopped(Callback):
 class _SaveTicket(Callback):
     """masks.pt, as soon as the masks exist, in a resumed run too: its checkpoint may come from elsewhere.
 
-    And ticket.pt, the state dict of the pruned network before its first step, for a plain `load_state_dict`.
+    And ticket.pt, the state dict of the pruned network before its first step, for a plain `load_state_dict`; of the
+    full network, where a compact one trains, whose channels are in channel_index.pt.
     """
 
     def __init__(self, pruning: PruningAtInit, level: LevelDir) -> None:
@@ -221,10 +222,12 @@ class _SaveTicket(Callback):
             write_atomically(self._level.ticket, buffer.getvalue())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self._pruning.masks is not None:  # they were found just before this
-            buffer = BytesIO()
-            self._pruning.masks.save(buffer)
-            write_atomically(self._level.masks, buffer.getvalue())
+        found = {self._level.masks: self._pruning.masks, self._level.channel_index: self._pruning.index}
+        for path, content in found.items():
+            if trainer.is_global_zero and content is not None:  # they were found just before this
+                buffer = BytesIO()
+                content.save(buffer)
+                write_atomically(path, buffer.getvalue())
 
 
 class _BestCheckpoint(ModelCheckpoint):

@@ -36,6 +36,7 @@ def run_hparams(config: Mapping[str, Any], *, level: int = 0) -> dict[str, Value
         "scope": pruning.get("scope"),
         "allocation": pruning.get("allocation"),
         "min_layer_density": pruning.get("min_layer_density"),
+        "compact": bool(pruning.get("compact")),
         "lr": optimizer.get("lr"),
         "weight_decay": optimizer.get("weight_decay"),
         "batch_size": _settings(config["data"]).get("batch_size"),

@@ -20,7 +20,8 @@ EVENT_FILES = "events.out.tfevents.*"
 DENSITY_UNITS = 10_000  # TensorBoard's axis counts in whole steps
 OVER_LEVELS = (
     *("test_accuracy", "test_accuracy_best", "val_accuracy", "supermask_test_accuracy"),
-    *("density", "effective_density", "dead_layers", "macs_masked", "leaked_weights"),
+    *("density", "effective_density", "dead_layers", "macs_masked", "macs_compact", "leaked_weights"),
+    *("num_channels_compact", "latency_ms", "latency_128_ms", "weight_bytes"),
 )
 OVER_DENSITY = ("test_accuracy", "test_accuracy_best", "val_accuracy", "supermask_test_accuracy", "effective_density")
 AXES = (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from prunelab.report.cost import cost_columns, cost_lines, cost_statement, measured_text, measured_where, tells_cost
+
 Record = Mapping[str, Any]
 
 _USUAL = {"mask_1": "rewind", "mask_0": "zero", "weights_from": None}
-SIMULATION = "Masking is a simulation: the network is neither faster nor smaller until it is compacted."
 
 
 def report_text(records: Sequence[Record], run_dir: str, evaluated: Mapping[str, float] | None = None) -> str:
@@ -24,8 +25,9 @@ def run_table(record: Record, run_dir: str, evaluated: Mapping[str, float] | Non
     `run_dir`.
 
     Densities are given with both of their other spellings, over the prunable weights and over all parameters.
-    MACs are per example, one multiply-add counted as one, in convolutions and linear layers. `evaluated` are
-    the metrics of a checkpoint that was evaluated anew, printed beside the record's.
+    MACs are per example, one multiply-add counted as one, in convolutions and linear layers. Of a compacted network the
+    costs are a table of their own: dense, masked and compact. `evaluated` are the metrics of a checkpoint that was
+    evaluated anew, printed beside the record's.
     """
     several, control = _num_levels(record) > 1, record.get("control")
     parts = [
@@ -35,7 +37,8 @@ def run_table(record: Record, run_dir: str, evaluated: Mapping[str, float] | Non
         f"seed {record['seed']}",
         f"{record['epochs']} epochs",
     ]
-    lines = [", ".join(parts), "", *_budget_lines(record), ""]
+    compacted = bool(record.get("compacted"))
+    lines = [", ".join(parts), "", *_budget_lines(record), "", *([*cost_lines(record), ""] if compacted else [])]
     rows = {
         "density requested": f"{record['density_requested']:.6g}",
         "effective density": _number(record["effective_density"], "not defined")
@@ -51,10 +54,11 @@ def run_table(record: Record, run_dir: str, evaluated: Mapping[str, float] | Non
         rows["supermask"] = f"{_number(record['supermask_test_accuracy'])}  (test accuracy with the mask, untrained)"
     rows |= {f"{name} anew": _number(value) for name, value in (evaluated or {}).items()}
     dense, masked = record["macs_dense"], record["macs_masked"]
+    if not compacted:
+        rows["MACs per example"] = f"{dense:,} dense -> {masked:,} masked, in theory (x {masked / dense:.4f})"
     rows |= {
-        "MACs per example": f"{dense:,} dense -> {masked:,} masked, in theory (x {masked / dense:.4f})",
-        "measured": _footprint(record),
-        "": _simulation(record),
+        "measured": measured_text(record),
+        "": cost_statement(record),
         "leaked weights": f"{record['leaked_weights']:,}",
         "seconds": _seconds([record]),
         "masks": _short(record["masks_digest"]),
@@ -69,7 +73,8 @@ def levels_table(records: Sequence[Record], run_dir: str, evaluated: Mapping[str
 
     records: of levels that follow each other; a control shares the dense one with its ticket and begins with the
     next. If the run has more levels, a line says which is missing.
-    A dash is what was not measured or is not defined; seconds are those of scoring and training together.
+    A dash is what was not measured or is not defined; seconds are those of scoring and training together. What each
+    level's network costs is a second table below it, where the records say so.
     `evaluated` are the metrics of the last level's checkpoint, evaluated anew.
     """
     last = records[-1]
@@ -81,11 +86,13 @@ def levels_table(records: Sequence[Record], run_dir: str, evaluated: Mapping[str
         *_actions(last),
         f"seed {last['seed']}",
     ]
+    costs = [*_aligned(_level_costs(records)), ""] if any(map(tells_cost, records)) else []
     rows = _complaints(records)
     rows |= {f"{name} anew": _number(value) for name, value in (evaluated or {}).items()}
     rows |= {
-        "MACs per example": f"{last['macs_dense']:,} dense; the factors are theory",
-        "": _simulation(last),
+        "MACs per example": f"{last['macs_dense']:,} dense; the factors are theory{_but_compact(records)}",
+        **({"latencies": f"forward pass, {measured_where(last)}"} if last.get("latency_ms") and costs else {}),
+        "": cost_statement(last),
         "seconds": f"{_seconds(records)}, all levels together",
         "masks": ", ".join(f"{record['level']}: {_short(record['masks_digest'])}" for record in records),
     }
@@ -96,7 +103,7 @@ def levels_table(records: Sequence[Record], run_dir: str, evaluated: Mapping[str
             f"level {last['level'] + 1} of {_level_range(last)} is missing: the command that started the run goes on"
         )
     table = _aligned(_level_columns(records))
-    return "\n".join([", ".join(title), "", *table, "", *_labelled(rows | {"directory": run_dir})])
+    return "\n".join([", ".join(title), "", *table, "", *costs, *_labelled(rows | {"directory": run_dir})])
 
 
 def _criterion(record: Record) -> str:
@@ -112,15 +119,14 @@ def _actions(record: Record) -> list[str]:
 
 
 def levels_markdown(records: Sequence[Record]) -> str:
-    """Return the lines of `levels_table` as a markdown table."""
-    columns = _level_columns(records)
-    return markdown_table(
-        [" ".join(header.split()) for header in columns], map(list, zip(*columns.values(), strict=True))
-    )
+    """Return the tables of `levels_table` as markdown: the levels, and what they cost where the records say so."""
+    tables = [_level_columns(records), *([_level_costs(records)] if any(map(tells_cost, records)) else [])]
+    return "\n\n".join(map(_markdown, tables))
 
 
 def compare_table(records: Iterable[Record]) -> str:
-    """Return a markdown table with one row per run, in the given order.
+    """Return a markdown table with one row per run, in the given order, and below it what their networks cost, where
+    the records say so.
 
     Of a run with several levels give the record of the last one that is finished. If there is such a run, columns
     say the number of levels and how they are rewound; if there is a control, a column says which.
@@ -145,13 +151,34 @@ def compare_table(records: Iterable[Record]) -> str:
         "seed": lambda r: str(r["seed"]),
         "run": lambda r: r["name"],
     }
-    return markdown_table(list(columns), [[cell(record) for cell in columns.values()] for record in records])
+    tables = [{header: [cell(record) for record in records] for header, cell in columns.items()}]
+    if any(map(tells_cost, records)):
+        where = [measured_where(record) if record.get("latency_ms") is not None else "-" for record in records]
+        dense = [f"{record['macs_dense']:,}" for record in records]
+        runs = [record["name"] for record in records]
+        tables.append({"dense MACs": dense, **cost_columns(records), "measured": where, "run": runs})
+    return "\n\n".join(map(_markdown, tables))
 
 
 def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
     """Return a markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _markdown(columns: Mapping[str, Sequence[str]]) -> str:
+    """A markdown table of header, of several lines -> cells."""
+    return markdown_table(
+        [" ".join(header.split()) for header in columns], map(list, zip(*columns.values(), strict=True))
+    )
+
+
+def _level_costs(records: Sequence[Record]) -> dict[str, list[str]]:
+    return {"level": [str(record["level"]) for record in records], **cost_columns(records)}
+
+
+def _but_compact(records: Sequence[Record]) -> str:
+    return ", those of compact ones are computed" if any(record.get("compacted") for record in records) else ""
 
 
 def _level_columns(records: Sequence[Record]) -> dict[str, list[str]]:
@@ -206,8 +233,13 @@ def _aligned(columns: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _labelled(rows: Mapping[str, str]) -> list[str]:
+    """One line per row, and further ones for a text of several lines; none for an empty text."""
     width = max(map(len, rows))
-    return [f"{label:<{width}}  {text}" for label, text in rows.items()]
+    return [
+        f"{label if place == 0 else '':<{width}}  {line}"
+        for label, text in rows.items()
+        for place, line in enumerate(text.splitlines())
+    ]
 
 
 def _num_levels(record: Record) -> int:
@@ -249,10 +281,6 @@ def _compression_ratio(kept: int, of: int) -> str:
     return f"{of / kept:.2f}" if kept else "inf"
 
 
-def _simulation(record: Record) -> str:
-    return "Compacted: the network itself is smaller." if record.get("compacted") else SIMULATION
-
-
 def _seconds(records: Sequence[Record]) -> str:
     scoring, training = (sum(record[f"seconds_{what}"] for record in records) for what in ("scoring", "training"))
     return f"{scoring:.1f} scoring, {training:.1f} training"
@@ -260,13 +288,6 @@ def _seconds(records: Sequence[Record]) -> str:
 
 def _short(digest: str) -> str:
     return str(digest)[:12]
-
-
-def _footprint(record: Record) -> str:
-    if record.get("latency_ms") is None:
-        return "not measured"
-    where = f"{record['latency_device']}, {record['latency_threads']} threads"
-    return f"{record['latency_ms']:.2f} ms for one example ({where}), {record['weight_bytes'] / 1e6:.2f} MB of weights"
 
 
 def _dead_layers(names: list[str]) -> str:

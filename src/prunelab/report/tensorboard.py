@@ -24,6 +24,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from prunelab.pruning import Masks
 from prunelab.pruning.preflight import Preflight
+from prunelab.report.cost import COLUMNS, cost_rows, cost_statement, measured_text
 from prunelab.report.hparams import run_hparams
 from prunelab.report.plots import (
     conservation_figure,
@@ -48,6 +49,7 @@ FINAL_METRICS = (  # in this order in the tab, which shows the first five at onc
     "dead_layers",
     "val_accuracy",
     "macs_dense",
+    "macs_compact",
     "leaked_weights",
     "epochs",
 )
@@ -63,19 +65,23 @@ class PruningSummary(Callback):
     as text. Networks with very many layers show evenly spread ones.
 
     The rounds are part of the callback's state: the log of a resumed run is cleared from the resumed step on,
-    which would take the later rounds with it, so they are written again.
+    which would take the later rounds with it, so they are written again. Rounds may come in `setup` already, before
+    the checkpoint that training starts from is read (a network that is compacted); then what it remembers does not
+    count.
     """
 
     def __init__(self) -> None:
         self._rounds: list[dict[str, Any]] = []  # plain values and tensors: it travels in the checkpoint
         self._resumed = False
+        self._pruned_now = False  # since the last training, so that no checkpoint knows better
 
     def state_dict(self) -> dict[str, Any]:
         return {"rounds": self._rounds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rounds = state_dict["rounds"]
-        self._resumed = True
+        if not self._pruned_now:
+            self._rounds = state_dict["rounds"]
+            self._resumed = True
 
     def on_pruning_round(
         self,
@@ -87,6 +93,7 @@ class PruningSummary(Callback):
         scores: dict[str, Tensor],
         masks: Masks,
     ) -> None:
+        self._pruned_now = True
         writer = _writer(trainer)
         if writer is None:
             return
@@ -124,7 +131,11 @@ class PruningSummary(Callback):
             add_figure(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_figure(name, masks[name]))
         writer.flush()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._pruned_now = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pruned_now = False
         writer = _writer(trainer)
         if writer is None or not self._resumed:
             return
@@ -143,6 +154,7 @@ class PruningSummary(Callback):
 @rank_zero_only
 def write_hparams(logger: Logger | None, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Fill TensorBoard's hparams tab: what a level was asked to do, from the resolved `config`, and how it ended.
+    What its network costs, dense, masked and compact, is the text `cost`.
 
     Call it after the test; every level of a run has a line of its own there. The end is the scalars `final/<name>`
     of the level itself (FINAL_METRICS; what is None in the record is left out), so the tab and the event files cannot
@@ -162,7 +174,15 @@ def write_hparams(logger: Logger | None, config: Mapping[str, Any], record: Mapp
     experiment, start, end = hparams_summaries(hparams, values)
     for summary in (_headlines_first(experiment), start, end):
         writer.file_writer.add_summary(summary)
+    writer.add_text("cost", cost_markdown(record), 0)
     writer.close()
+
+
+def cost_markdown(record: Mapping[str, Any]) -> str:
+    """Return what the network of a finished level costs as a markdown table, and in sentences what was measured."""
+    rows = cost_rows(record)
+    sentences = [*measured_text(record).splitlines(), *cost_statement(record).splitlines()]
+    return "\n\n".join([markdown_table(["cost", *COLUMNS[: len(rows[0]) - 1]], rows), *sentences])
 
 
 def preflight_markdown(preflight: Preflight) -> str:

@@ -12,6 +12,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from prunelab.training.compacting import shrink_as_in
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -57,6 +59,9 @@ class Classifier(LightningModule):
     def on_fit_start(self) -> None:
         if self._compile:  # callbacks' on_fit_start, and with it pruning, came before
             self.net.compile()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        shrink_as_in(self, checkpoint)  # the network of the checkpoint may be a compact one
 
     def on_train_epoch_start(self) -> None:
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True, prog_bar=True)

@@ -27,9 +27,9 @@ class KeepPruned(Callback):
     masked once; averages of equal values stay what they are. Weights stay plain parameters: nothing is renamed or
     replaced.
 
-    masks: None takes those of the PruningAtInit (or any callback with `masks`) in the trainer, and with them its
-    `frozen` values: name -> tensor of what pruned weights hold, None for 0 everywhere. net: attribute of the
-    LightningModule that holds the network; None means that callback's.
+    masks: None takes those of the PruningAtInit (or any callback with `masks`, or `held_masks` where the network was
+    compacted) in the trainer, and with them its `frozen` values: name -> tensor of what pruned weights hold, None for 0
+    everywhere. net: attribute of the LightningModule that holds the network; None means that callback's.
     Raises: PruningError if there are no masks; RuntimeError at the end of an epoch if a pruned weight does not hold
     what it should.
     """
@@ -45,7 +45,7 @@ class KeepPruned(Callback):
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         masks, frozen, path = self._source(trainer)
-        for module in (pl_module, *(average.module for average in _averages(trainer))):
+        for module in (pl_module, *(average.module for average in weight_averages(trainer))):
             masks.apply_to(find_network(module, path), frozen)
         parameters = dict(find_network(pl_module, path).named_parameters())
         self._weights = [parameters[name] for name in masks]
@@ -88,7 +88,7 @@ class KeepPruned(Callback):
         pruning: Any = next((c for c in others if isinstance(getattr(c, "masks", None), Masks)), None)
         masks, frozen = self.masks, None
         if masks is None and pruning is not None:
-            masks, frozen = pruning.masks, getattr(pruning, "frozen", None)
+            masks, frozen = getattr(pruning, "held_masks", pruning.masks), getattr(pruning, "frozen", None)
         if masks is None:
             raise PruningError("KeepPruned has no masks: give it some, or put PruningAtInit among the callbacks")
         path = self.net if self.net is not None else getattr(pruning, "net", "net")
@@ -108,7 +108,7 @@ class KeepPruned(Callback):
             torch._foreach_add_(self._weights, self._frozen)
 
 
-def _averages(trainer: Trainer) -> list[AveragedModel]:
+def weight_averages(trainer: Trainer) -> list[AveragedModel]:
     """What weight averaging made in `setup`, of weights that were not pruned yet."""
     averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
     # not public, no public way exists
@@ -117,7 +117,7 @@ def _averages(trainer: Trainer) -> list[AveragedModel]:
 
 def _average_exactly(trainer: Trainer) -> None:
     """Make averages of equal values that value: decay * w + (1 - decay) * w is rounded to something else."""
-    for average in _averages(trainer):
+    for average in weight_averages(trainer):
         if average.avg_fn is not None:
             average.avg_fn = _exact(average.avg_fn)
 

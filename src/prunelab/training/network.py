@@ -27,6 +27,12 @@ def find_network(pl_module: nn.Module, path: str) -> nn.Module:
         ) from None
 
 
+def like_weights(tensor: Tensor, net: nn.Module) -> Tensor:
+    """On the device of the network's weights, and in their dtype unless it holds integers."""
+    weight = next(net.parameters())
+    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
+
+
 def load_weights(net: nn.Module, path: str, prefix: str, new_head: bool = False) -> str | None:
     """Load a state dict file, or the part of a Lightning checkpoint under `prefix`, strictly.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,8 +14,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from prunelab.compaction import ChannelIndex, CompactionError, compact, shrink
 from prunelab.pruning import Criterion, Masks, PruningError, Scoring, prunable_names, prune
-from prunelab.pruning.actions import Mask0, Mask1, kept_values, pruned_values
 from prunelab.pruning.allocation import Allocation
 from prunelab.pruning.density import density_from
 from prunelab.pruning.gradients import scoring_loss
@@ -25,30 +24,13 @@ from prunelab.pruning.schedules import Schedule
 from prunelab.pruning.scoring import Batch, Loss
 from prunelab.pruning.selection import Scope
 from prunelab.pruning.transfer import transferred
-from prunelab.training.keep_pruned import KeepPruned
-from prunelab.training.network import find_network, load_weights
+from prunelab.training import compacting
+from prunelab.training.keep_pruned import KeepPruned, weight_averages
+from prunelab.training.network import find_network, like_weights, load_weights
 from prunelab.training.scoring_data import example_input, scoring_batches
+from prunelab.training.ticket import Ticket, weights_in_place
 
 SAMPLES_PER_CLASS = 10
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """What a level builds on, beside the weights that it starts from.
-
-    masks: of the level before; what they prune stays pruned. None: nothing is pruned yet. weights: state dict of the
-    network that is scored, which the level before ended with; initial: state dict of the network at the rewind point.
-    None: of the network as it stands. mask_1, keep_sign, mask_0: what becomes of kept and of pruned weights
-    (`pruning.actions`). fresh: state dict of a network drawn anew, for mask_1 "reinit".
-    """
-
-    masks: Masks | None = None
-    weights: Mapping[str, Tensor] | None = None
-    initial: Mapping[str, Tensor] | None = None
-    mask_1: Mask1 = "rewind"
-    keep_sign: bool = False
-    mask_0: Mask0 = "zero"
-    fresh: Mapping[str, Tensor] | None = None
 
 
 class PruningAtInit(Callback):
@@ -64,7 +46,13 @@ class PruningAtInit(Callback):
     for loaders of others the first samples of each class. samples_per_class: how many; None means 10.
     weights_from: file with weights to start from, a state dict or a Lightning checkpoint. seed: of the criterion's
     draws; None means the run's (`seed_everything`).
+    compact: remove dead channels before training, so that the network is really smaller and faster, with the same
+    function and gradients (`prunelab.compaction`). Scoring then happens in `setup`, before a checkpoint is restored,
+    DDP wraps and the optimizer is made; a network that cannot be traced trains masked, with a warning, and the reason
+    in `not_compacted`. compact_multiple: of which widths are made. To resume with a Trainer of your own, call
+    `resume_from(checkpoint)` before `fit`, and `compacting.shrink_as_in` in your module's on_load_checkpoint.
 
+    `masks`, scores and report are always those of the full network; `held_masks` those of the network that trains.
     All ranks score the same batches on the bare network; rank 0's mask is taken and every rank compares it to its own.
     Masks and report travel in the checkpoint as this callback's state: a resumed run keeps them and scores nothing.
     Other callbacks may have `on_pruning_round(trainer, pl_module, index, num_rounds, density, scores, masks)` and
@@ -94,6 +82,8 @@ class PruningAtInit(Callback):
         weights_from: str | None = None,
         masks_from: str | None = None,
         seed: int | None = None,
+        compact: bool = False,
+        compact_multiple: int = 1,
     ) -> None:
         if (criterion is None) == (masks_from is None):
             raise PruningError("PruningAtInit needs a criterion or masks_from, and not both")
@@ -118,13 +108,18 @@ class PruningAtInit(Callback):
         self.batches = batches
         self.weights_from = weights_from
         self.seed = seed
+        self.compact = compact
+        self.compact_multiple = compact_multiple
+        self.index: ChannelIndex | None = None
+        self.not_compacted: str | None = None
         self.masks: Masks | None = None
         self.preflight: Preflight | None = None
         self.seconds_scoring = 0.0
         self.frozen: dict[str, Tensor] | None = None
-        self.ticket: Ticket | None = None
+        self.ticket = Ticket()
         self.given: Masks | None = None
         self.given_digest: str | None = None
+        self._is_new = False
         if samples_per_class is not None and not (criterion is not None and criterion.needs_batches):
             raise PruningError(f"samples_per_class: {type(criterion or masks_from).__name__} scores without data")
 
@@ -137,8 +132,45 @@ class PruningAtInit(Callback):
             )
         if self.criterion is not None:
             check_density_given(self.density)
+        net = find_network(pl_module, self.net)
         if self.weights_from is not None and self.masks is None:
-            self._load_weights(trainer, find_network(pl_module, self.net), self.weights_from)
+            self._load_weights(trainer, net, self.weights_from)
+        if self.compact:
+            self._check_compactible(trainer)
+            if self.masks is None:
+                compacting.start_together(trainer, net, self.ticket.start)
+                masks = self._prune(trainer, pl_module, net)
+                self._find_channels(trainer, pl_module, net, masks)
+                self._is_new = True
+            if self.index is not None:
+                shrink(net, self.index)
+                compacting.accept_full_weights(net, self.index)
+
+    def _check_compactible(self, trainer: Trainer) -> None:
+        if weight_averages(trainer):
+            raise PruningError("compact: PruningAtInit goes before weight averaging, which copies the network")
+        if (self.ticket.mask_1, self.ticket.keep_sign, self.ticket.mask_0) != ("rewind", False, "zero"):
+            raise PruningError("compact: goes with kept weights that rewind and pruned weights that are 0")
+
+    def _find_channels(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module, masks: Masks) -> None:
+        """Before the network has found its place in the Trainer: it goes where it will train by itself."""
+        example = self._example(trainer, pl_module, net)
+        try:
+            small = compact(net, masks, example, multiple=self.compact_multiple)
+        except CompactionError as error:
+            self.not_compacted = str(error)
+            warnings.warn(f"not compacted, trains masked: {error}", stacklevel=2)
+            return
+        self.index = small.index
+        if trainer.is_global_zero:
+            print(compacting.summary(net, small, masks, example), flush=True)
+
+    @property
+    def held_masks(self) -> Masks | None:
+        """The masks of the network as it trains: smaller than `masks` if it is compact."""
+        if self.masks is None or self.index is None:
+            return self.masks
+        return Masks(self.index.take(dict(self.masks)))
 
     def _load_weights(self, trainer: Trainer, net: nn.Module, path: str) -> None:
         new_head = load_weights(net, path, self.net, new_head=self.masks_from is not None)
@@ -147,35 +179,51 @@ class PruningAtInit(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net = find_network(pl_module, self.net)
-        if self.masks is not None:  # restored from the checkpoint, or a second fit with this callback
-            self.masks.apply_to(net, self.frozen)
-            if trainer.is_global_zero:
-                print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)
+        if self.masks is None or (held := self.held_masks) is None:
+            self._prune(trainer, pl_module, net)
             return
+        # found in setup, restored from the checkpoint, or a second fit with this callback
+        held.apply_to(net, self.frozen)
+        if self.index is not None:
+            for optimizer in trainer.optimizers:
+                compacting.accept_full_slots(optimizer, net, self.index)
+        if trainer.is_global_zero and not self._is_new:
+            print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)
+        self._is_new = False
+
+    def _prune(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> Masks:
         started = time.monotonic()
         with isolate_rng():  # the training's own random draws must not depend on how it was pruned
             # rank 0's seed: ranks that were seeded apart must still find one mask
             seed = trainer.strategy.broadcast(torch.initial_seed() if self.seed is None else self.seed)
             torch.manual_seed(seed)  # of the loader that scoring may read
-            with _weights(net, self.ticket.weights if self.ticket else None):
+            with weights_in_place(net, self.ticket.weights):
                 found = self._find(trainer, pl_module, net, torch.Generator().manual_seed(seed))
             self.masks, self.preflight = _agreed(trainer, found.masks), found.report
-            self._set_weights(net, self.masks, torch.Generator().manual_seed(seed))
+            self.frozen = self.ticket.set_weights(net, self.masks, torch.Generator().manual_seed(seed))
         self.seconds_scoring = time.monotonic() - started
         if trainer.is_global_zero:
             print(self.preflight, flush=True)
         self._judge(self.preflight)
         _notify(trainer, "on_pruned", pl_module, self.preflight, found.scores or {}, self.masks)
+        return self.masks
+
+    def _example(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> Tensor:
+        return like_weights(example_input(trainer, pl_module, self._given_batches()), net)
+
+    def _given_batches(self) -> Sequence[Batch] | None:
+        if self.batches is not None and not isinstance(self.batches, Sequence):
+            self.batches = list(self.batches)  # it may be readable only once
+        return self.batches
 
     def _find(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module, generator: torch.Generator) -> _Found:
         names = prunable_names(net, self.include, self.exclude)
-        batches = None if self.batches is None else list(self.batches)
-        example = _like_weights(example_input(trainer, pl_module, batches), net)
+        example = self._example(trainer, pl_module, net)
         given = self._given(net, names)
         if given is None:
-            start = self.ticket.masks.to(example.device) if self.ticket and self.ticket.masks else None
+            start = self.ticket.masks.to(example.device) if self.ticket.masks else None
             start = start or Masks.dense(net, names)
-            return self._score(trainer, pl_module, net, start, example, batches, generator)
+            return self._score(trainer, pl_module, net, start, example, generator)
         return _Found(given, preflight(net, given, example, density_requested=given.density), None)
 
     def _given(self, net: nn.Module, names: Sequence[str]) -> Masks | None:
@@ -193,13 +241,12 @@ class PruningAtInit(Callback):
         net: nn.Module,
         start: Masks,
         example: Tensor,
-        given: Sequence[Batch] | None,
         generator: torch.Generator,
     ) -> _Found:
         criterion, density = self.criterion, check_density_given(self.density)
         if criterion is None:
             raise RuntimeError("there is neither a criterion nor masks")
-        batches = self._batches(criterion, trainer, net, example, given)
+        batches = self._batches(criterion, trainer, net, example)
         num_rounds = criterion.rounds if self.rounds is None else self.rounds
         last: dict[str, Any] = {"scores": None, "scored": start, "kept": start}
 
@@ -221,7 +268,7 @@ class PruningAtInit(Callback):
             min_layer_density=self.min_layer_density,
             on_round=on_round,
             loss=self.loss,
-            initial=self.ticket.initial if self.ticket else None,
+            initial=self.ticket.initial,
             generator=generator,
         )
         loss = None
@@ -239,33 +286,18 @@ class PruningAtInit(Callback):
         )
         return _Found(masks, report, last["scores"])
 
-    @torch.no_grad()
-    def _set_weights(self, net: nn.Module, masks: Masks, generator: torch.Generator) -> None:
-        """Zeros, or whatever else the ticket wants kept and pruned weights to be."""
-        if (ticket := self.ticket) is not None:
-            parameters = {name: parameter for name, parameter in net.named_parameters() if name in masks}
-            now = {name: parameter.clone() for name, parameter in parameters.items()}
-            kept = kept_values(
-                ticket.mask_1, now, masks, keep_sign=ticket.keep_sign, fresh=ticket.fresh, generator=generator
-            )
-            for name, values in kept.items():
-                parameters[name].copy_(values)
-            self.frozen = pruned_values(ticket.mask_0, ticket.initial or now, ticket.weights or now, masks)
-        masks.apply_to(net, self.frozen)
-
     def _batches(
         self,
         criterion: Criterion,
         trainer: Trainer,
         net: nn.Module,
         example: Tensor,
-        given: Sequence[Batch] | None,
     ) -> list[Batch]:
         if not criterion.needs_batches:
             return []
         samples = SAMPLES_PER_CLASS if self.samples_per_class is None else self.samples_per_class
-        found = scoring_batches(trainer, given, samples, net, example)
-        return [tuple(_like_weights(part, net) for part in batch[:2]) for batch in found]
+        found = scoring_batches(trainer, self._given_batches(), samples, net, example)
+        return [tuple(like_weights(part, net) for part in batch[:2]) for batch in found]
 
     def _judge(self, report: Preflight) -> None:
         if not report.collapsed_layers:
@@ -275,6 +307,24 @@ class PruningAtInit(Callback):
             raise PruningError(message)
         warnings.warn(message, stacklevel=2)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.index is not None:
+            net = find_network(pl_module, self.net)
+            checkpoint[compacting.KEY] = compacting.described(self.net, net, self.index, trainer.optimizers)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if (index := compacting.index_in(checkpoint)) is not None:
+            self.index = index
+
+    def resume_from(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take masks and channels from a checkpoint (as read from its file) that `fit` will be given: with `compact`
+        the network has to have its size before Lightning reads it. Nothing happens if it holds no masks.
+        """
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is not None and state["masks"] is not None:
+            self.load_state_dict(state)
+            self.index = compacting.index_in(checkpoint)
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that checkpoints load with torch's default `weights_only=True`."""
         return {
@@ -283,6 +333,7 @@ class PruningAtInit(Callback):
             "given_digest": self.given_digest,
             "preflight": None if self.preflight is None else asdict(self.preflight),
             "seconds_scoring": self.seconds_scoring,
+            "not_compacted": self.not_compacted,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -291,6 +342,7 @@ class PruningAtInit(Callback):
         self.given_digest = state_dict["given_digest"]
         self.preflight = None if state_dict["preflight"] is None else Preflight(**state_dict["preflight"])
         self.seconds_scoring = state_dict["seconds_scoring"]
+        self.not_compacted = state_dict.get("not_compacted")  # checkpoints from before compaction lack it
 
 
 @dataclass(frozen=True)
@@ -315,20 +367,6 @@ def load_masks(path: str) -> Masks:
         raise PruningError(f"masks_from: there is no masks file {path}") from error
 
 
-@contextmanager
-def _weights(net: nn.Module, state: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """The network with the weights and buffers of `state`; with its own again afterwards, bit for bit."""
-    if state is None:
-        yield
-        return
-    own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    net.load_state_dict(state)
-    try:
-        yield
-    finally:
-        net.load_state_dict(own)
-
-
 def _agreed(trainer: Trainer, masks: Masks) -> Masks:
     """Rank 0's masks, on every rank. Raises: RuntimeError on a rank whose own differ."""
     if trainer.world_size == 1:
@@ -343,9 +381,3 @@ def _notify(trainer: Trainer, hook: str, pl_module: LightningModule, *arguments:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, hook):
             getattr(callback, hook)(trainer, pl_module, *arguments)
-
-
-def _like_weights(tensor: Tensor, net: nn.Module) -> Tensor:
-    """On the device of the network's weights, and in their dtype unless it holds integers."""
-    weight = next(net.parameters())
-    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)

@@ -1,0 +1,220 @@
+"""Step time and peak memory of dense, masked and compact networks, side by side in one run.
+
+    OMP_NUM_THREADS=2 python benchmarks/compact.py [--quick] [--networks resnet20 ...] [--cache DIR]
+
+A step is whole: forward, loss, backward, masked gradients, SGD with momentum and weight decay, masked weights; float32,
+channels last. The variants of a network take turns; a ratio is the median over the turns of dense
+seconds over the variant's in the same turn. Peak memory is that of a few steps in a process of their own. On a GPU, if
+there is one, with and without `net.compile()`.
+Masks are at initialisation, seed 0. SNIP reads a batch of scikit-learn's digits; IMP prunes by magnitude in levels of
+30 steps on them, each from the initial weights. `--cache` keeps the masks.
+Writes compact.json and compact.md into `--output`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from compact_masks import SETTINGS, find_masks
+from training_step import Training, Variant, compacted, dense, masked
+
+from prunelab.pruning.diagnostics import count_macs
+
+RESULTS = Path(__file__).parent / "results"
+DENSITIES = (0.1, 0.05, 0.01, 0.001)
+COMPARED = {"vgg16_bn": ("snip", "magnitude", "imp"), "resnet20": ("snip", "magnitude", "imp"), "resnet18_64": ()}
+COMPARED_DENSITIES = (0.1, 0.01)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one variant. ratio: dense seconds / these; macs: of one example, millions."""
+
+    network: str
+    variant: str
+    criterion: str
+    density: float
+    compiled: bool
+    milliseconds: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    macs: float
+    macs_ratio: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class _Name:
+    """Which variant: kind is "dense", "masked" or "compact", with the multiple that widths are made of."""
+
+    kind: str
+    criterion: str = ""
+    density: float = 1.0
+    multiple: int = 1
+    compiled: bool = False
+
+
+def measure(network: str, names: list[_Name], options: argparse.Namespace, device: str) -> list[Row]:
+    """The rows of one network: memory first, then all variants in turns. The first name is what ratios are against."""
+    macs, peaks, trainings = [], [], []
+    for name in names:
+        variant = _build(network, name, options.cache)
+        macs.append(count_macs(variant.net, SETTINGS[network].example()))
+        peaks.append(_peak_bytes(variant, device, name.compiled))
+        trainings.append(Training(variant, device, name.compiled))
+    seconds = _in_turns(trainings, options.turns, options.steps, device)
+    rows = []
+    for name, num_macs, peak, own in zip(names, macs, peaks, seconds, strict=True):
+        ratios = [first / this for first, this in zip(seconds[0], own, strict=True)]
+        kind = f"{name.kind}, widths to x{name.multiple}" if name.multiple > 1 else name.kind
+        ratio, spread = statistics.median(ratios), (min(ratios), max(ratios))
+        milliseconds, mega = 1e3 * statistics.median(own), (num_macs / 1e6, macs[0] / num_macs, peak / 1e6)
+        where = (network, kind, name.criterion, name.density, name.compiled)
+        rows.append(Row(*where, milliseconds, ratio, *spread, *mega))
+    return rows
+
+
+def _names(network: str, options: argparse.Namespace, device: str) -> list[_Name]:
+    found = [("synflow", density) for density in DENSITIES]
+    found += [(c, d) for c in COMPARED[network] for d in COMPARED_DENSITIES]
+    if options.quick:
+        found = [("synflow", 0.01)]
+    names = [_Name("dense")]
+    for criterion, density in found:
+        if criterion == "synflow":  # a masked network multiplies its zeros whatever put them there
+            names.append(_Name("masked", criterion, density))
+        multiples = options.multiple if criterion == "synflow" else options.multiple[:1]
+        names += [_Name("compact", criterion, density, multiple) for multiple in multiples]
+    if device == "cuda":
+        names += [_Name(n.kind, n.criterion, n.density, n.multiple, compiled=True) for n in names]
+    return names
+
+
+def _build(network: str, name: _Name, cache: Path) -> Variant:
+    if name.kind == "dense":
+        return dense(network)
+    masks = find_masks(network, name.criterion, name.density, cache)
+    return masked(network, masks) if name.kind == "masked" else compacted(network, masks, name.multiple)
+
+
+def _peak_bytes(variant: Variant, device: str, compiled: bool) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "variant.pt"
+        variant.save(path, device, compiled)
+        program = [sys.executable, str(Path(__file__).with_name("training_step.py")), str(path)]
+        return int(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def _in_turns(trainings: list[Training], turns: int, steps: int, device: str) -> list[list[float]]:
+    """Seconds per step: of each training, in each turn."""
+    for training in trainings:
+        training.step()
+        training.step()
+    return [
+        list(own) for own in zip(*([_seconds(t, steps, device) for t in trainings] for _ in range(turns)), strict=True)
+    ]
+
+
+def _seconds(training: Training, steps: int, device: str) -> float:
+    _finish(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        training.step()
+    _finish(device)
+    return (time.perf_counter() - started) / steps
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def machine(device: str) -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    place = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return (
+        f"{model or platform.machine()}, {os.cpu_count()} CPUs, {place}; torch {torch.__version__}, "
+        f"Python {platform.python_version()}; load at the start {load}"
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, a table for each network."""
+    parts = []
+    for network, setting in SETTINGS.items():
+        own = [row for row in rows if row.network == network]
+        if own:
+            side, batch = setting.image_size, setting.batch_size
+            parts.append(
+                f"\n**{setting.title}**, {side} x {side} pixels, batch {batch}, {setting.num_classes} classes\n"
+            )
+            parts.append(
+                "| criterion | density | network | step, ms | faster: median (min - max) | MACs | less | peak, MB |"
+            )
+            parts.append("|---|---|---|---|---|---|---|---|")
+            parts += [_line(row) for row in own]
+    return "\n".join(parts)
+
+
+def _line(row: Row) -> str:
+    kind = f"{row.variant}, compiled" if row.compiled else row.variant
+    ratio = f"{row.ratio:.2f} ({row.ratio_min:.2f} - {row.ratio_max:.2f})"
+    macs = f"{row.macs:.1f} M | {row.macs_ratio:.1f}"
+    density = f"{row.density:g}" if row.criterion else ""
+    return f"| {row.criterion} | {density} | {kind} | {row.milliseconds:.0f} | {ratio} | {macs} | {row.peak_mb:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--quick", action="store_true", help="SynFlow at density 0.01 only, few turns, nothing written")
+    parser.add_argument(
+        "--multiple",
+        type=int,
+        nargs="+",
+        default=[1, 8],
+        help="what widths are rounded up to, the first for all criteria",
+    )
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=1, help="steps in a turn")
+    parser.add_argument("--cache", type=Path, help="folder for masks; default: a temporary one")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.quick:
+        options.turns = min(options.turns, 3)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = machine(device)
+    print(where, flush=True)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        options.cache = options.cache or Path(folder)
+        for network in options.networks:  # before anything is timed
+            for name in _names(network, options, device)[1:]:
+                find_masks(network, name.criterion, name.density, options.cache)
+        for network in options.networks:
+            rows += measure(network, _names(network, options, device), options, device)
+            print(table([row for row in rows if row.network == network]), flush=True)
+    if not options.quick:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "compact.md").write_text(f"{where}\n{table(rows)}\n")
+        content = {"machine": where, "turns": options.turns, "steps": options.steps, "rows": [asdict(r) for r in rows]}
+        (options.output / "compact.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

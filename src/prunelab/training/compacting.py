@@ -1,0 +1,151 @@
+"""A compact network under Lightning: where it starts, what checkpoints carry of it, how full and compact ones meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunelab.compaction import ChannelIndex, Compacted, CompactionError, count_channels, shrink
+from prunelab.pruning import Masks
+from prunelab.pruning.diagnostics import count_macs
+from prunelab.training.network import find_network
+
+KEY = "compaction"
+Checkpoint = dict[str, Any]
+
+
+def start_together(trainer: Trainer, net: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
+    """Put the network where it trains, with `weights` or its own; on all ranks those of rank 0.
+
+    For `setup`: Lightning moves modules, DDP compares ranks, and checkpoints are restored only later.
+    """
+    if weights is not None:
+        net.load_state_dict(weights)
+    if trainer.world_size > 1:
+        own = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+        net.load_state_dict(trainer.strategy.broadcast(own))
+    net.to(trainer.strategy.root_device)
+
+
+def summary(full: nn.Module, small: Compacted, masks: Masks, example_input: Tensor) -> str:
+    """One line that says how much smaller the network has become."""
+    factor = count_macs(full, example_input) / count_macs(small.net, example_input)
+    return (
+        f"compact            {count_channels(small.net):,} of {count_channels(full):,} channels left, "
+        f"{small.masks.num_weights:,} of {masks.num_weights:,} prunable weights stored, {factor:.2f} times fewer MACs"
+    )
+
+
+def described(path: str, net: nn.Module, index: ChannelIndex, optimizers: list[Optimizer]) -> dict[str, Any]:
+    """What a checkpoint says about the compact network that it holds, under `KEY`.
+
+    net: the network's dotted path in the LightningModule. index: the map to the full network. parameters: for each
+    optimizer the names of its parameters in the network, in the order of its state; None for those of others.
+    """
+    return {
+        "net": path,
+        "index": index.state_dict(),
+        "parameters": [_parameter_names(optimizer, net) for optimizer in optimizers],
+    }
+
+
+def index_in(checkpoint: Mapping[str, Any]) -> ChannelIndex | None:
+    """The map to the full network, if the checkpoint holds a compact one."""
+    return ChannelIndex.from_state(checkpoint[KEY]["index"]) if KEY in checkpoint else None
+
+
+def shrink_as_in(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Make the module's network as small as that of the checkpoint, so that its state dict fits; for
+    `on_load_checkpoint`, which Lightning calls before it loads the weights. Others than compact ones change nothing.
+
+    Raises: CompactionError if the network is neither the full one nor that compact one.
+    """
+    index = index_in(checkpoint)
+    if index is not None:
+        shrink(find_network(pl_module, checkpoint[KEY]["net"]), index)
+
+
+def accept_full_weights(net: nn.Module, index: ChannelIndex) -> None:
+    """From now on `net.load_state_dict` also takes the full network's state dict, and of it what the compact has."""
+    net.register_load_state_dict_pre_hook(partial(_take_weights, index))
+
+
+def accept_full_slots(optimizer: Optimizer, net: nn.Module, index: ChannelIndex) -> None:
+    """From now on the optimizer's `load_state_dict` also takes slots (momentum, Adam moments) of full weights."""
+    optimizer.register_load_state_dict_pre_hook(partial(_take_slots, index, _parameter_names(optimizer, net)))
+
+
+def in_full(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> Checkpoint:
+    """The checkpoint of the full network that computes the same; as it is, if it holds no compact one.
+
+    weights: state dict of the full network, for the values of the removed channels. Optimizer slots of these are 0.
+    """
+    index = index_in(checkpoint)
+    if index is None:
+        return checkpoint
+    if "averaging_state" in checkpoint:
+        raise CompactionError("compact: weight averaging keeps copies that later levels cannot take over")
+    path = checkpoint[KEY]["net"]
+    dotted = f"{path}." if path else ""
+    state = checkpoint["state_dict"]
+    small = {name.removeprefix(dotted): state[name] for name in state if name.startswith(dotted)}
+    full = {f"{dotted}{name}": values for name, values in index.put(small, weights).items()}
+    # a checkpoint from before its first step has optimizer states without slots
+    optimizer_states = [
+        {**own, "state": {i: _full_slots(index, names[i], slots) for i, slots in own["state"].items()}}
+        for own, names in zip(checkpoint.get("optimizer_states", []), checkpoint[KEY]["parameters"], strict=True)
+    ]
+    others = {name: value for name, value in checkpoint.items() if name != KEY}
+    return {**others, "state_dict": {**state, **full}, "optimizer_states": optimizer_states}
+
+
+def _full_slots(index: ChannelIndex, name: str | None, slots: dict[str, Any]) -> dict[str, Any]:
+    if name not in index.kept:
+        return slots
+    return {key: _full_slot(index, name, slot) for key, slot in slots.items()}
+
+
+def _full_slot(index: ChannelIndex, name: str, slot: Any) -> Any:
+    if not isinstance(slot, Tensor) or tuple(slot.shape) != index.small_shape(name):
+        return slot
+    return index.put({name: slot}, {name: slot.new_zeros(index.shapes[name])})[name]
+
+
+def _take_weights(index: ChannelIndex, net: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    shapes = {name: tuple(state[f"{prefix}{name}"].shape) for name in index.kept if f"{prefix}{name}" in state}
+    if any(shape not in (index.shapes[name], index.small_shape(name)) for name, shape in shapes.items()):
+        raise CompactionError(
+            "the weights are of a network that was compacted otherwise: for a resume, PruningAtInit.resume_from comes "
+            "before fit"
+        )
+    for name, shape in shapes.items():
+        if shape == index.shapes[name]:
+            state[f"{prefix}{name}"] = index.select(name, state[f"{prefix}{name}"])
+
+
+def _take_slots(
+    index: ChannelIndex, names: list[str | None], optimizer: Optimizer, state: dict[str, Any]
+) -> dict[str, Any]:
+    taken = {}
+    for number, slots in state["state"].items():
+        name = names[number]
+        if name not in index.kept:
+            taken[number] = slots
+            continue
+        taken[number] = {
+            key: index.select(name, slot)
+            if isinstance(slot, Tensor) and tuple(slot.shape) == index.shapes[name]
+            else slot
+            for key, slot in slots.items()
+        }
+    return {**state, "state": taken}
+
+
+def _parameter_names(optimizer: Optimizer, net: nn.Module) -> list[str | None]:
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    return [names.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"]]

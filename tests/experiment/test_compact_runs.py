@@ -1,0 +1,210 @@
+"""Whole runs with pruning.compact: the results of the masked run, in levels too; small files that know the full."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from torch import nn
+
+from prunelab.compaction import shrink
+from prunelab.experiment.errors import RunError
+from prunelab.experiment.run import evaluate
+from prunelab.experiment.run_dir import LevelDir, RunDir
+from prunelab.experiment.tickets import index_of, load_ticket, masks_of, start_weights, trained_weights
+from prunelab.models import resnet20
+from prunelab.pruning import Masks
+from prunelab.training.resume import read_checkpoint
+
+MAGNITUDE = {"class_path": "prunelab.pruning.criteria.Magnitude", "init_args": {}}
+# batch norm, whose shifts are no longer 0 at the rewind point, and a residual stream
+RESNET: dict[str, Any] = {
+    "model.net": {
+        "class_path": "prunelab.models.resnet20",
+        "init_args": {"num_classes": 3, "in_channels": 1, "image_size": 6, "width": 0.25},
+    },
+    "trainer.max_epochs": 2,
+    # in float64 rounding stays small enough to tell one training from another
+    "trainer.precision": "64-true",
+    "pruning.density": 0.05,
+}
+COMPACT = {"pruning.compact": True}
+TICKET: dict[str, Any] = {
+    "pruning.criterion": MAGNITUDE,
+    "pruning.density": None,
+    "tickets.levels": 2,
+    "tickets.density_per_level": 0.2,
+    "tickets.rewind_step": 3,
+}
+SNIP_LEVELS: dict[str, Any] = {"tickets.levels": 2, "tickets.rewind_step": 3}
+
+
+def record_of(level: LevelDir) -> dict[str, Any]:
+    return json.loads(level.record.read_text())
+
+
+def run_of(level: LevelDir) -> RunDir:
+    return RunDir(level.path.parent)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        TICKET,
+        TICKET | {"tickets.rewind": "learning_rate"},
+        TICKET | {"tickets.rewind": "finetune"},
+        SNIP_LEVELS,
+    ],
+    ids=["snip", "weights", "learning_rate", "finetune", "snip with levels"],
+)
+def test_is_the_masked_run(experiment: Any, changes: dict[str, Any]) -> None:
+    masked, compact = (experiment.levels(**RESNET | changes | extra) for extra in ({}, COMPACT))
+    assert len(masked) == len(compact) == (3 if "pruning.criterion" in changes else 2 if changes else 1)
+    for one, other in zip(masked, compact, strict=True):
+        records = record_of(one), record_of(other)
+        for key in ("masks_digest", "density", "num_kept", "macs_dense", "macs_masked", "steps", "leaked_weights"):
+            assert records[0][key] == records[1][key]
+        for key in ("test_accuracy", "val_accuracy", "train_loss", "test_loss"):
+            assert records[1][key] == pytest.approx(records[0][key], rel=1e-6)
+        index = index_of(other)
+        assert index is not None
+        weights = trained_weights(run_of(one), one), trained_weights(run_of(other), other)
+        assert weights[0].keys() == weights[1].keys()
+        for name, values in index.take(weights[0]).items():
+            torch.testing.assert_close(index.take(weights[1])[name], values, rtol=1e-6, atol=1e-9)
+
+
+def test_what_a_compact_run_leaves(experiment: Any) -> None:
+    masked, level = (experiment(**RESNET | extra) for extra in ({}, COMPACT))
+    index, record = index_of(level), record_of(level)
+    assert index is not None
+    assert index_of(masked) is None
+    # start weights and masks are those of the full network: a plain network takes them
+    net = net_of()
+    masks = load_ticket(run_of(level).path, net)
+    assert masks == masks_of(level) == masks_of(masked)
+    for name, values in start_weights(masked).items():
+        assert torch.equal(values, start_weights(level)[name])
+    # the trained ones too, and they compute what the small network computes
+    content = read_checkpoint(level.last_checkpoint)
+    assert content is not None
+    small, full = net_of(), net_of()
+    shrink(small, index)
+    small.load_state_dict({name.removeprefix("net."): values for name, values in content["state_dict"].items()})
+    full.load_state_dict(trained_weights(run_of(level), level), strict=True)
+    pictures = torch.rand(5, 1, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(small.eval()(pictures), full.eval()(pictures), rtol=1e-12, atol=1e-13)
+    assert all(bool((full.get_parameter(name)[~mask] == 0).all()) for name, mask in masks.items())
+    # and the record says it all
+    assert record["compacted"] is True
+    assert record["not_compacted"] is None
+    assert record["num_parameters_compact"] == sum(p.numel() for p in small.parameters())
+    assert record["compact_weights"] == sum(small.get_parameter(name).numel() for name in masks)
+    assert record["num_channels_compact"] < record["num_channels"] == 4 * 7 + 8 * 7 + 16 * 7 + 3
+    assert record["macs_masked"] < record["macs_compact"] < record["macs_dense"]
+    assert record["checkpoint_bytes"] == level.last_checkpoint.stat().st_size < masked.last_checkpoint.stat().st_size
+    assert record_of(masked)["compacted"] is False
+
+
+def net_of() -> nn.Module:
+    return resnet20(num_classes=3, in_channels=1, image_size=6, width=0.25).double()
+
+
+class Stop(Callback):
+    """As if the process had died after `step` optimizer steps: nothing is saved any more."""
+
+    def __init__(self, step: int, level: int) -> None:
+        self.step = step
+        self.level = level
+        self.seen = 0
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.seen += 1
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step and self.seen == self.level + 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("level", "step"), [(0, 8), (1, 9)])
+def test_the_same_command_goes_on_bit_for_bit(experiment: Any, tmp_path: Path, level: int, step: int) -> None:
+    changes = {**RESNET, **SNIP_LEVELS, **COMPACT, "trainer.precision": "32-true"}
+    whole = experiment.levels(**changes)
+    kept = run_of(whole[0]).path.rename(tmp_path / "whole")
+    experiment.callbacks = [Stop(step, level)]
+    with pytest.raises(BaseException):  # noqa: B017, PT011  Lightning makes a SystemExit of it
+        experiment.levels(**changes)
+    experiment.callbacks = []
+    for one, other in zip(RunDir(kept).levels(), experiment.levels(**changes), strict=True):
+        states = [read_checkpoint(directory.last_checkpoint) for directory in (one, other)]
+        for name, values in states[0]["state_dict"].items():
+            assert torch.equal(values, states[1]["state_dict"][name])
+        assert record_of(one)["masks_digest"] == record_of(other)["masks_digest"]
+        assert record_of(one)["test_loss"] == record_of(other)["test_loss"]
+
+
+def test_more_epochs_on_a_finished_run(experiment: Any) -> None:
+    plain = {**RESNET, **COMPACT, "trainer.precision": "32-true"}
+    level = experiment(**plain)
+    digest = record_of(level)["masks_digest"]
+    experiment(**plain | {"trainer.max_epochs": 3})
+    assert record_of(level)["masks_digest"] == digest
+    assert record_of(level)["steps"] == 18
+    assert record_of(level)["compacted"] is True
+
+
+def test_evaluate_reads_a_compact_run(experiment: Any) -> None:
+    changes = {**RESNET, **COMPACT}
+    level = experiment(**changes)
+    record = record_of(level)
+    arguments = experiment.parts(experiment.config(**changes))
+    arguments[1].double()
+    found = evaluate(run_of(level).path, lambda: arguments)
+    assert found["test_accuracy"] == pytest.approx(record["test_accuracy"])
+    assert found["test_loss"] == pytest.approx(record["test_loss"], rel=1e-9)
+
+
+def test_levels_are_nested_and_shrink(experiment: Any) -> None:
+    levels = experiment.levels(**RESNET | TICKET | COMPACT)
+    channels = [record_of(level)["num_channels_compact"] for level in levels]
+    assert channels == sorted(channels, reverse=True)
+    assert channels[0] == record_of(levels[0])["num_channels"]
+    assert channels[-1] < channels[0]
+    assert all(masks_of(after).is_subset_of(masks_of(before)) for before, after in pairwise(levels))
+
+
+@pytest.mark.parametrize("what", [{"tickets.mask_0": "init"}, {"tickets.mask_1": "shuffle"}])
+def test_other_weights_than_rewound_ones_and_zeros_are_refused(experiment: Any, what: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"pruning\.compact goes with tickets\.mask_1 rewind"):
+        experiment(**RESNET | TICKET | COMPACT | what | {"tickets.rewind_step": 0})
+
+
+def test_a_network_that_cannot_be_traced_trains_masked_and_says_so(experiment: Any) -> None:
+    net = {"class_path": "supermask", "init_args": {}}
+    level = experiment(**{"model.net": net, "pruning.density": 0.5, **COMPACT})
+    record = record_of(level)
+    assert record["compacted"] is False
+    assert record["not_compacted"]
+    assert not level.channel_index.exists()
+
+
+def test_a_damaged_index_is_refused_by_name(experiment: Any) -> None:
+    level = experiment(**RESNET | COMPACT)
+    level.channel_index.write_bytes(b"noise")
+    with pytest.raises(RunError, match=str(level.channel_index)):
+        index_of(level)
+
+
+def test_a_control_builds_on_a_compact_ticket(experiment: Any) -> None:
+    changes = RESNET | TICKET | COMPACT
+    ticket = experiment.levels(**changes)
+    control = experiment.level(1, **changes | {"control": "reinit"})
+    experiment(**changes | {"control": "reinit"})
+    assert Masks.load(control.masks) == masks_of(ticket[1])
+    assert record_of(control)["compacted"] is True
