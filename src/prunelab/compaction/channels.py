@@ -1,7 +1,6 @@
 """Which channels must share an index, which are zero for ever, and which weighted layers write and read them.
 
-Every operation that is listed here acts on each channel (dimension 1) by itself, or moves channels as a whole.
-Whatever is not listed pins the channels that it sees and gives: they are never removed.
+Whatever is not understood (`operations`) pins the channels that it sees and gives: they are never removed.
 """
 
 from __future__ import annotations
@@ -19,6 +18,24 @@ from torch import Tensor, fx, nn
 
 from prunelab.compaction.errors import CompactionError
 from prunelab.compaction.index import BATCH_NORMS, CONVOLUTIONS, ChannelPad, is_channel_pad
+from prunelab.compaction.operations import (
+    CONCATENATIONS,
+    ELEMENTWISE,
+    FLATTENINGS,
+    MEANS,
+    PRODUCTS,
+    QUOTIENTS,
+    RELUS,
+    SAME,
+    SUMS,
+    ZERO_TO_ZERO,
+    asks_for_no_channels,
+    has_batches,
+    has_hooks,
+    pads_no_channels,
+    reduces_no_channels,
+    takes_all_channels,
+)
 from prunelab.compaction.overwritten import overwritten
 from prunelab.compaction.trace import shape
 
@@ -26,34 +43,6 @@ from prunelab.compaction.trace import shape
 ZERO = 0  # exactly 0 for every input, in training and evaluation, and stays so
 UNTOUCHED = 1  # exactly 0, but a shift (bias, beta) that is 0 now could learn: decided by what follows
 ANY = 2
-
-_SAME = {  # each channel by itself, 0 stays 0, and so do gradients
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Upsample, nn.UpsamplingNearest2d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingBilinear2d),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.interpolate, F.max_pool1d, F.max_pool2d, F.max_pool3d),
-    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.clone, "clone", "contiguous", "float", "double", "to"),
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, torch.max_pool1d, torch.max_pool2d),
-}
-# 0 stays 0, and where the signal is 0 no gradient comes back
-_RELUS = {nn.ReLU, nn.ReLU6, F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, "relu", "relu_"}
-_ZERO_TO_ZERO = {  # 0 stays 0, but a gradient comes back
-    *(nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish, nn.Softsign),
-    *(F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.tanh, F.hardswish, F.softsign),
-    *(torch.tanh, "tanh"),
-}
-_ELEMENTWISE = {  # each channel by itself, but 0 becomes something else
-    *(nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid, torch.sigmoid, "sigmoid", F.sigmoid, F.hardsigmoid),
-}
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_", operator.sub, operator.isub, torch.sub, "sub", "sub_"}
-_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-_QUOTIENTS = {operator.truediv, operator.itruediv, torch.div, "div"}
-_CONCATENATIONS = {torch.cat, torch.concat}
-_MEANS = {torch.mean, "mean", torch.sum, "sum", torch.amax, "amax"}
-_FLATTENINGS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
 
 
 @dataclass(frozen=True)
@@ -140,28 +129,28 @@ class Channels:
         if function in ("size", "dim") or (
             function is getattr and node.args[1] in ("shape", "ndim", "device", "dtype")
         ):
-            return _asks_for_no_channels(node)
-        if function in _CONCATENATIONS:
+            return asks_for_no_channels(node)
+        if function in CONCATENATIONS:
             return self._concatenate(node)
         if first is None:
             return function is operator.getitem and not self._inputs(node) and shape(node) is None
-        if function in _SUMS | _PRODUCTS | _QUOTIENTS:
+        if function in SUMS | PRODUCTS | QUOTIENTS:
             return self._combine(node, first)
-        if function in _FLATTENINGS:
+        if function in FLATTENINGS:
             return self._flatten(node, first)
-        if function in _MEANS and not _reduces_no_channels(node):
+        if function in MEANS and not reduces_no_channels(node):
             return False
-        if function is operator.getitem and not _takes_all_channels(node):
+        if function is operator.getitem and not takes_all_channels(node):
             return False
-        if function in (F.pad, torch.constant_pad_nd) and not _pads_no_channels(node):
+        if function in (F.pad, torch.constant_pad_nd) and not pads_no_channels(node):
             return False
-        if function in (*_MEANS, operator.getitem, F.pad, torch.constant_pad_nd):
+        if function in (*MEANS, operator.getitem, F.pad, torch.constant_pad_nd):
             return self._give(node, first.ids, first.state)
         return self._map(node, function, first)
 
     def _follow_module(self, node: fx.Node, module: nn.Module, first: Signal) -> bool:
         kind, path = type(module), str(node.target)
-        if _has_hooks(module):
+        if has_hooks(module):
             return False
         if is_channel_pad(module):
             return self._calls[path] == 1 and self._pad(node, path, module, first)
@@ -189,15 +178,15 @@ class Channels:
 
     def _map(self, node: fx.Node, function: Any, first: Signal) -> bool:
         state = first.state
-        if len(self._inputs(node)) > 1 or function not in _SAME | _RELUS | _ZERO_TO_ZERO | _ELEMENTWISE:
+        if len(self._inputs(node)) > 1 or function not in SAME | RELUS | ZERO_TO_ZERO | ELEMENTWISE:
             return False
-        if not _has_batches(node, function):
+        if not has_batches(node, function):
             return False
-        if function in _RELUS:
+        if function in RELUS:
             state = torch.where(state == UNTOUCHED, ZERO, state)
-        elif function in _ZERO_TO_ZERO:
+        elif function in ZERO_TO_ZERO:
             state = torch.where(state == ZERO, ZERO, ANY)
-        elif function in _ELEMENTWISE:
+        elif function in ELEMENTWISE:
             state = torch.full_like(state, ANY)
         return self._give(node, first.ids, state)
 
@@ -205,7 +194,7 @@ class Channels:
         weight, groups = module.weight, getattr(module, "groups", 1)
         if isinstance(module, nn.Linear) and len(shape(node) or ()) != 2:
             return False  # channels are in the last dimension, not in the second
-        if not _has_batches(node, type(module)):
+        if not has_batches(node, type(module)):
             return False
         mask = self._masks.get(f"{path}.weight")
         kept = torch.ones(weight.shape[:2], dtype=torch.bool)  # (rows, columns)
@@ -244,16 +233,16 @@ class Channels:
             return False
         other, function = node.args[1], node.target
         if isinstance(other, int | float):
-            scales = function in _PRODUCTS or (function in _QUOTIENTS and other != 0)
-            keeps = other == 0 if function in _SUMS else scales and math.isfinite(other)
+            scales = function in PRODUCTS or (function in QUOTIENTS and other != 0)
+            keeps = other == 0 if function in SUMS else scales and math.isfinite(other)
             return self._give(node, first.ids, first.state if keeps else torch.full_like(first.state, ANY))
         second = self._signal(other)
-        if second is None or len(first.ids) != len(second.ids) or function in _QUOTIENTS:
+        if second is None or len(first.ids) != len(second.ids) or function in QUOTIENTS:
             return False
         if any(len(shape(operand) or ()) != len(shape(node) or ()) for operand in self._inputs(node)):
             return False  # aligned at their last dimensions, the channels do not meet
         state = torch.maximum(first.state, second.state)
-        if function in _PRODUCTS:
+        if function in PRODUCTS:
             state = torch.where((first.state == ZERO) | (second.state == ZERO), ZERO, ANY)
         for one, two in zip(first.ids.tolist(), second.ids.tolist(), strict=True):
             self._parents[self._find(two)] = self._find(one)
@@ -318,56 +307,3 @@ class Channels:
             self._parents[number] = self._parents[self._parents[number]]
             number = self._parents[number]
         return number
-
-
-def _asks_for_no_channels(node: fx.Node) -> bool:
-    """Whether `x.size(0)`, `x.shape[2]` and the like never read the number of channels."""
-    if node.target == "size" and len(node.args) > 1:
-        return isinstance(node.args[1], int) and (node.args[1] == 0 or node.args[1] > 1)
-    if node.target == "dim" or node.args[1:] not in ((), ("shape",)):
-        return True
-    # `n, c, h, w = x.shape` may leave c unused
-    read = [user for user in node.users if user.target is not operator.getitem or user.users]
-    return all(
-        user.target is operator.getitem and isinstance(user.args[1], int) and (user.args[1] == 0 or user.args[1] > 1)
-        for user in read
-    )
-
-
-def _reduces_no_channels(node: fx.Node) -> bool:
-    dimensions = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    number = len(shape(node.all_input_nodes[0]) or ())
-    listed = [dimensions] if isinstance(dimensions, int) else dimensions
-    if not isinstance(listed, Sequence) or not listed:
-        return False
-    return all(isinstance(one, int) and one % number >= 2 for one in listed)
-
-
-def _takes_all_channels(node: fx.Node) -> bool:
-    """Whether `x[:, :, ...]` leaves batch and channels alone, and no dimension is lost before them."""
-    places = node.args[1]
-    if not isinstance(places, tuple) or len(places) < 2:
-        return places == slice(None)
-    return all(place == slice(None) for place in places[:2]) and all(isinstance(p, slice | int) for p in places[2:])
-
-
-def _pads_no_channels(node: fx.Node) -> bool:
-    """With zeros, height and width at most."""
-    pads = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    names = ("value",) if node.target is torch.constant_pad_nd else ("mode", "value")
-    given = dict(zip(names, node.args[2:], strict=False)) | node.kwargs
-    number = len(shape(node.all_input_nodes[0]) or ())
-    is_zero = bool(given.get("mode", "constant") != "constant" or given.get("value") in (None, 0))
-    return isinstance(pads, Sequence) and len(pads) <= 2 * (number - 2) and is_zero
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether calling it may do something else than its class does."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
-
-
-def _has_batches(node: fx.Node, function: Any) -> bool:
-    """Whether the channels are in the second dimension: 2d operations take (C, H, W) as well as (N, C, H, W)."""
-    kind = str(getattr(function, "__name__", function))[-2:]
-    return kind not in ("1d", "2d", "3d") or len(shape(node) or ()) == int(kind[0]) + 2

@@ -91,6 +91,8 @@ class PruningAtInit(Callback):
         has_density = any(spelling is not None for spelling in spellings)
         if masks_from is not None and has_density:
             raise PruningError("masks_from brings its density: leave density, sparsity and compression_ratio out")
+        if compact_multiple < 1 or (compact_multiple > 1 and not compact):
+            raise PruningError(f"compact_multiple {compact_multiple}: it is at least 1, and goes with compact true")
         self.criterion = criterion
         self.masks_from = masks_from
         self.density = density_from(*spellings) if has_density else None
