@@ -1,6 +1,6 @@
 # make run    sets everything up, then prunes and trains on data that ships
 # make test   sets everything up, then formats, types and runs the tests
-# make bench  step time and peak memory of dense, masked and compact networks: 15 minutes on idle cores
+# make bench  step time and peak memory of dense, masked and compact networks; 1 and 2 processes: 17 minutes on idle cores
 # make setup  only the environment, in .venv
 
 PYTHON ?= python3
@@ -15,6 +15,7 @@ test: check
 
 bench: setup
 	$(BIN)/python benchmarks/compact.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py
 
 check: setup
 	$(BIN)/ruff format --check .

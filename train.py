@@ -16,7 +16,9 @@ def main(argv: list[str]) -> int:
     """Do what the command line `argv` asks for; returns the exit code."""
     try:
         from prunelab.command_line import Command, read_or_answer
+        from prunelab.launcher import end_with_launcher
 
+        end_with_launcher()
         command = read_or_answer(argv)
         if not isinstance(command, Command):
             return command

@@ -8,7 +8,7 @@ seconds over the variant's in the same turn. Peak memory is that of a few steps 
 there is one, with and without `net.compile()`.
 Masks are at initialisation, seed 0. SNIP reads a batch of scikit-learn's digits; IMP prunes by magnitude in levels of
 30 steps on them, each from the initial weights. `--cache` keeps the masks.
-Writes compact.json and compact.md into `--output`.
+Writes compact.json and compact.md into `--output`, after each network.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from compact_masks import SETTINGS, find_masks
@@ -153,22 +154,16 @@ def machine(device: str) -> str:
     )
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown, a table for each network."""
-    parts = []
-    for network, setting in SETTINGS.items():
-        own = [row for row in rows if row.network == network]
-        if own:
-            side, batch = setting.image_size, setting.batch_size
-            parts.append(
-                f"\n**{setting.title}**, {side} x {side} pixels, batch {batch}, {setting.num_classes} classes\n"
-            )
-            parts.append(
-                "| criterion | density | network | step, ms | faster: median (min - max) | MACs | less | peak, MB |"
-            )
-            parts.append("|---|---|---|---|---|---|---|---|")
-            parts += [_line(row) for row in own]
-    return "\n".join(parts)
+def table(network: str, rows: list[Row]) -> str:
+    """Markdown."""
+    setting = SETTINGS[network]
+    side, batch = setting.image_size, setting.batch_size
+    head = (
+        f"\n**{setting.title}**, {side} x {side} pixels, batch {batch}, {setting.num_classes} classes\n",
+        "| criterion | density | network | step, ms | faster: median (min - max) | MACs | less | peak, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    return "\n".join((*head, *map(_line, rows)))
 
 
 def _line(row: Row) -> str:
@@ -177,6 +172,21 @@ def _line(row: Row) -> str:
     macs = f"{row.macs:.1f} M | {row.macs_ratio:.1f}"
     density = f"{row.density:g}" if row.criterion else ""
     return f"| {row.criterion} | {density} | {kind} | {row.milliseconds:.0f} | {ratio} | {macs} | {row.peak_mb:.0f} |"
+
+
+def _write(folder: Path, network: str, circumstances: dict[str, Any], rows: list[Row]) -> None:
+    """After each network, in the place of what was measured of it before; others stay."""
+    path = folder / "compact.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[network] = {**circumstances, "rows": [asdict(row) for row in rows]}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    parts = []
+    for name in SETTINGS:
+        if name in found:
+            parts += [table(name, [Row(**row) for row in found[name]["rows"]]), f"\n{found[name]['machine']}"]
+            parts.append(f"{found[name]['turns']} turns of {found[name]['steps']} step(s)\n")
+    (folder / "compact.md").write_text("\n".join(parts))
 
 
 def main() -> None:
@@ -188,7 +198,7 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[1, 8],
-        help="what widths are rounded up to, the first for all criteria",
+        help="what widths are made multiples of; criteria other than SynFlow: the first of them",
     )
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=1, help="steps in a turn")
@@ -200,20 +210,18 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = machine(device)
     print(where, flush=True)
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         options.cache = options.cache or Path(folder)
         for network in options.networks:  # before anything is timed
             for name in _names(network, options, device)[1:]:
                 find_masks(network, name.criterion, name.density, options.cache)
         for network in options.networks:
-            rows += measure(network, _names(network, options, device), options, device)
-            print(table([row for row in rows if row.network == network]), flush=True)
-    if not options.quick:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "compact.md").write_text(f"{where}\n{table(rows)}\n")
-        content = {"machine": where, "turns": options.turns, "steps": options.steps, "rows": [asdict(r) for r in rows]}
-        (options.output / "compact.json").write_text(json.dumps(content, indent=1) + "\n")
+            rows = measure(network, _names(network, options, device), options, device)
+            print(table(network, rows), flush=True)
+            if not options.quick:
+                _write(
+                    options.output, network, {"machine": where, "turns": options.turns, "steps": options.steps}, rows
+                )
 
 
 if __name__ == "__main__":

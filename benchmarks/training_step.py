@@ -80,7 +80,7 @@ class Training:
         images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, generator=generator)
         self._images = images.to(device).contiguous(memory_format=torch.channels_last)
         self._labels = torch.randint(setting.num_classes, (setting.batch_size,), generator=generator).to(device)
-        self._net = variant.net.to(device, memory_format=torch.channels_last).train()
+        self._net = variant.net.to(device).to(memory_format=torch.channels_last).train()
         if compiled:
             self._net.compile()
         self._optimizer = torch.optim.SGD(self._net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -88,7 +88,7 @@ class Training:
         if variant.masks is not None:
             self._keeper = KeepPruned(variant.masks.to(device), net="")
             # all that the callback asks of Lightning
-            self._trainer: Any = SimpleNamespace(callbacks=[self._keeper], optimizers=[self._optimizer])
+            self._trainer: Any = SimpleNamespace(callbacks=[self._keeper], optimizers=[self._optimizer], world_size=1)
             self._module: Any = self._net
             self._keeper.on_train_start(self._trainer, self._module)
 

@@ -128,6 +128,8 @@ MISFITS = [
     ("--ckpt_path damaged.ckpt", "damaged.ckpt"),
     ("--output_dir base.yaml", ": Not a directory"),
     ("--trainer.accelerator nonsense", "optimizer, schedule or trainer: "),
+    ("--trainer.sync_batchnorm true", "trainer.sync_batchnorm works on GPUs only"),
+    ("--trainer.sync_batchnorm true --trainer.devices 2", "trainer.sync_batchnorm works on GPUs only"),
     ("--model.optimizer.lr -1", "optimizer, schedule or trainer: Invalid learning rate: -1"),
     ("--trainer.max_epochs null", "say how long to train: --trainer.max_epochs or --trainer.max_steps"),
     # levels, controls, transfer

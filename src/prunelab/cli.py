@@ -19,6 +19,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistError
 
 from prunelab.command_line import FRESH, Command, fail, in_words, read_or_answer, short_help
 from prunelab.compat.bolts import load_bolts
@@ -29,6 +30,7 @@ from prunelab.experiment.errors import RunError
 from prunelab.experiment.grid import Cell, run_grid
 from prunelab.experiment.levels import Tickets
 from prunelab.experiment.run import Instantiate, run
+from prunelab.launcher import let_the_first_speak
 from prunelab.messages import explain, keys_of
 from prunelab.models.errors import ModelError
 from prunelab.names import SHORT_NAMES, CommandError
@@ -59,14 +61,17 @@ def run_command(command: Command) -> int:
         if command.cells:
             return _run_grid(command, parser)
         return _run(command, parser, resolve(parser, command.config))
-    except USER_ERRORS as error:
-        return _fail(error, str(error))
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        return _fail(error, f"{error.filename or 'output_dir'}: {error.strerror}")
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        let_the_first_speak()
+        if isinstance(error, USER_ERRORS):
+            return _fail(error, str(error))
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return _fail(error, f"{error.filename or 'output_dir'}: {error.strerror}")
+        if isinstance(error, DistError) or "gloo/transport" in str(error):
+            error.add_note("Another process of this run may have died, see above. The same command goes on.")
+        raise
 
 
 def build_parser() -> LightningArgumentParser:

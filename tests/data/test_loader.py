@@ -83,6 +83,35 @@ def test_a_remainder_smaller_than_the_ranks_joins_the_batch_before() -> None:
     assert [len(batch) for batch in epoch(9, 4, rank=1, world_size=2)] == [2, 2]
 
 
+@pytest.mark.parametrize("num", [6, 23, 24, 25, 27, 48, 101])
+@pytest.mark.parametrize("batch_size", [6, 12, 120])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_empty_shards_keep_the_batches_of_one_rank(num: int, batch_size: int, world_size: int) -> None:
+    options: dict[str, Any] = {"seed": 0, "world_size": world_size, "allow_empty": True}
+    shards = [labels(loader(num, batch_size, rank=rank, **options)) for rank in range(world_size)]
+    together = [sorted(chain(*batch)) for batch in zip(*shards, strict=True)]
+    assert together == [sorted(batch) for batch in epoch(num, batch_size, seed=0)]
+    images, _ = list(loader(9, 4, rank=1, world_size=2, allow_empty=True))[-1]
+    assert images.shape == (0, 1, 1, 1)
+
+
+@pytest.mark.parametrize("num", [6, 23, 24, 97, 101])
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+@pytest.mark.parametrize("allow_empty", [False, True])
+def test_loss_factors_make_the_mean_over_ranks_one_over_samples(num: int, world_size: int, allow_empty: bool) -> None:
+    shards = [
+        loader(num, 12, seed=0, rank=rank, world_size=world_size, allow_empty=allow_empty) for rank in range(world_size)
+    ]
+    for index, batches in enumerate(zip(*map(labels, shards), strict=True)):
+        factors = [shard.loss_factor(index) for shard in shards]
+        means = [sum(own) / max(1, len(own)) for own in batches]
+        mean = sum(factor * own for factor, own in zip(factors, means, strict=True)) / world_size
+        everything = list(chain(*batches))
+        assert mean == pytest.approx(sum(everything) / len(everything), rel=1e-12)
+        if index < len(shards[0]) - 1:
+            assert factors == [1.0] * world_size
+
+
 def test_batch_size_that_the_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(DataError, match=r"batch_size 10 .* use a multiple of 4"):
         loader(100, 10, world_size=4)

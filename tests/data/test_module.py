@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,6 +173,27 @@ def test_shards_the_loaders_by_the_process_group(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module_file, "process_rank", lambda: (0, 3))
     with pytest.raises(DataError, match=r"batch_size 8 .* multiple of 3"):
         module.train_dataloader()
+
+
+def test_only_a_module_that_takes_them_gets_batches_without_samples() -> None:
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    for attributes, allow_empty in (({}, False), ({"takes_empty_batches": True}, True)):
+        module = build()
+        trainer = SimpleNamespace(strategy=device, lightning_module=SimpleNamespace(**attributes))
+        module.trainer = trainer  # type: ignore[assignment]
+        assert module.train_dataloader().allow_empty == allow_empty
+        assert not module.test_dataloader().allow_empty  # metrics need no equal number of batches
+    module.trainer = None
+    assert not module.train_dataloader().allow_empty
+
+
+def test_ranks_that_were_split_before_they_met_get_one_seed() -> None:
+    module = build(seed=None)
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda _: 42)
+    )
+    module.setup("fit")
+    assert module.run_seed == 42
 
 
 def test_without_a_process_group_there_is_one_rank() -> None:

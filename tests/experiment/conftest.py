@@ -119,7 +119,7 @@ class Experiment:
             section = config
             for group in groups:
                 section = section.setdefault(group, {})
-            section[key] = value
+            section[key] = deepcopy(value)
         return config
 
     def level(self, index: int = 0, **changes: Any) -> LevelDir:
@@ -188,9 +188,14 @@ def num_prunable() -> int:
 
 # To import what a run needs takes longer than a small run: it is imported once, and each command gets a fork of that.
 SERVER = """
-import json, os, signal, socket, sys
+import json, os, signal, socket, subprocess, sys, time, types
 import matplotlib.figure, sklearn.datasets
+import torch.distributed.run
+import torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler as of_torchrun
+import pytorch_lightning.strategies.launchers.subprocess_script as of_lightning
+from pytorch_lightning.utilities import rank_zero_only
 from prunelab.cli import main
+from prunelab.launcher import end_with_launcher
 import prunelab.pruning.criteria
 
 matplotlib.figure.Figure.draw = lambda *_: None  # half of the time of a small run, and nothing depends on pictures
@@ -215,9 +220,65 @@ for stream in (1, 2):
 os.close(files[0])
 os.chdir(request["directory"])
 os.environ |= request["environment"]
+is_torchrun, num_others = request["torchrun"], request["processes"] - (not request["torchrun"])
+others = []
+
+
+class Started:
+    # instead of a Popen: one of the processes that were forked before anything began
+
+    def __init__(self, *_, env, **__):
+        self.returncode = None
+        self.pid, writer = others.pop(0)
+        os.write(writer, json.dumps(dict(env)).encode() + b"\\n")
+
+    def poll(self):
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self, timeout):
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("fork", timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+for _ in range(num_others):
+    reader, writer = os.pipe()
+    if pid := os.fork():
+        os.close(reader)
+        others.append((pid, writer))
+        continue
+    os.close(writer)
+    if is_torchrun:
+        os.setsid()
+    with os.fdopen(reader) as environment:
+        line = environment.readline()
+    if not line:  # it has never been started
+        os._exit(0)
+    os.environ |= json.loads(line)
+    rank_zero_only.rank = int(os.environ.get("RANK", os.environ["LOCAL_RANK"]))
+    is_torchrun = False
+    break
+else:
+    of_lightning.subprocess = types.SimpleNamespace(Popen=Started)
+    of_torchrun.Popen = Started
 code = 1
 try:
-    code = main(request["arguments"])
+    if is_torchrun:
+        request["arguments"] = [f"--nproc_per_node={num_others}", "--standalone", "train.py", *request["arguments"]]
+        code = torch.distributed.run.main(request["arguments"]) or 0
+    else:
+        end_with_launcher()
+        code = main(request["arguments"])
 except SystemExit as end:
     code = end.code
 except BaseException:
@@ -228,12 +289,29 @@ finally:
 
 
 class Command:
-    """A command of train.py that runs in a process of its own. lines: what it has printed, errors too."""
+    """A command of train.py that runs in a process of its own. lines: what it has printed, errors too.
 
-    def __init__(self, server: socket.socket, arguments: list[str], directory: Path, **environment: str) -> None:
+    processes: how many it may start, itself included; they are forks too, made beforehand. torchrun: under its agent.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        arguments: list[str],
+        directory: Path,
+        processes: int = 1,
+        torchrun: bool = False,
+        **environment: str,
+    ) -> None:
         self._server = server
         reader, writer = os.pipe()
-        request = {"arguments": arguments, "directory": str(directory), "environment": environment}
+        request = {
+            "arguments": arguments,
+            "directory": str(directory),
+            "environment": environment,
+            "processes": processes,
+            "torchrun": torchrun,
+        }
         socket.send_fds(server, [json.dumps(request).encode()], [writer])
         os.close(writer)
         self.pid: int = json.loads(server.recv(100))
@@ -292,8 +370,8 @@ def start(launch: Callable[..., Command]) -> Iterator[Callable[..., Command]]:
     """Like `launch`; what the test leaves running, as when it fails, is killed."""
     commands: list[Command] = []
 
-    def begin(arguments: list[str], directory: Path, **environment: str) -> Command:
-        commands.append(launch(arguments, directory, **environment))
+    def begin(arguments: list[str], directory: Path, **settings: Any) -> Command:
+        commands.append(launch(arguments, directory, **settings))
         return commands[-1]
 
     yield begin

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 
 from prunelab.compaction import shrink
@@ -18,7 +19,7 @@ from prunelab.experiment.run import evaluate
 from prunelab.experiment.run_dir import LevelDir, RunDir
 from prunelab.experiment.tickets import index_of, load_ticket, masks_of, start_weights, trained_weights
 from prunelab.models import resnet20
-from prunelab.pruning import Masks
+from prunelab.pruning import Masks, PruningError
 from prunelab.training.resume import read_checkpoint
 
 MAGNITUDE = {"class_path": "prunelab.pruning.criteria.Magnitude", "init_args": {}}
@@ -112,6 +113,46 @@ def test_what_a_compact_run_leaves(experiment: Any) -> None:
     assert record_of(masked)["compacted"] is False
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3}),
+        ("AdamW", {"lr": 1e-2, "weight_decay": 0.1}),
+        ("Adam", {"lr": 1e-2}),
+    ],
+)
+def test_later_levels_rank_the_weights_of_removed_channels_as_the_masked_run_does(
+    experiment: Any, optimizer: str, settings: dict[str, Any]
+) -> None:
+    """No output depends on them, but decay and momentum from the rewind point move them."""
+    changes = {
+        **RESNET,
+        **TICKET,
+        "tickets.levels": 3,
+        "tickets.density_per_level": 0.3,
+        "tickets.rewind_step": 3,
+        "pruning.scope": "layerwise",
+        "model.net.class_path": "prunelab.models.mlp",
+        "model.net.init_args": {"num_classes": 3, "in_channels": 1, "image_size": 6, "depth": 3, "width": 48},
+        "model.optimizer": {"class_path": f"torch.optim.{optimizer}", "init_args": settings},
+    }
+    masked, compact = (experiment.levels(**changes | extra) for extra in ({}, COMPACT))
+    for one, other in zip(masked, compact, strict=True):
+        assert record_of(one)["masks_digest"] == record_of(other)["masks_digest"]
+    # there were such weights, and in the end they are what they are in the masked run, bit for bit or nearly
+    index = index_of(compact[2])
+    assert index is not None
+    masks, full = masks_of(compact[2]), trained_weights(run_of(compact[2]), compact[2])
+    start, expected = start_weights(compact[2]), trained_weights(run_of(masked[2]), masked[2])
+    num_dead = 0
+    for name in index.kept.keys() & masks.keys():
+        left = index.put({name: torch.ones(index.small_shape(name))}, {name: torch.zeros(index.shapes[name])})[name]
+        dead = masks[name] & (left == 0)
+        num_dead += int((full[name] != start[name])[dead].sum())
+        torch.testing.assert_close(full[name][dead], expected[name][dead], rtol=1e-9, atol=1e-12)
+    assert num_dead > 10
+
+
 def net_of() -> nn.Module:
     return resnet20(num_classes=3, in_channels=1, image_size=6, width=0.25).double()
 
@@ -183,6 +224,26 @@ def test_levels_are_nested_and_shrink(experiment: Any) -> None:
 def test_other_weights_than_rewound_ones_and_zeros_are_refused(experiment: Any, what: dict[str, Any]) -> None:
     with pytest.raises(RunError, match=r"pruning\.compact goes with tickets\.mask_1 rewind"):
         experiment(**RESNET | TICKET | COMPACT | what | {"tickets.rewind_step": 0})
+
+
+def test_weight_averaging_is_refused_before_the_first_level(experiment: Any) -> None:
+    experiment.callbacks = [EMAWeightAveraging(decay=0.9)]
+    with pytest.raises(RunError, match=r"pruning\.compact: weight averaging"):
+        experiment(**RESNET | TICKET | COMPACT)
+    assert list(experiment.directory.iterdir()) == []
+    level = experiment(**RESNET | COMPACT)  # of one level nothing is taken over
+    assert trained_weights(run_of(level), level).keys() == net_of().state_dict().keys()
+
+
+def test_weights_from_a_compact_run(experiment: Any) -> None:
+    source = experiment(**RESNET | COMPACT)
+    start = {**RESNET, "pruning.density": 0.04, "pruning.weights_from": str(source.path.parent)}
+    level = experiment(**start)
+    for name, values in start_weights(source).items():
+        kept = masks_of(level).get(name, torch.ones(values.shape, dtype=torch.bool))
+        assert torch.equal(start_weights(level)[name][kept], values[kept])
+    with pytest.raises(PruningError, match="holds a compact network"):
+        experiment(**start | {"pruning.weights_from": str(source.last_checkpoint)})
 
 
 def test_a_network_that_cannot_be_traced_trains_masked_and_says_so(experiment: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,35 +36,45 @@ def make_pictures(root: Path) -> None:
             Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
 
 
-def run(config: Path, output_dir: Path, devices: int, *more: str) -> list[str]:
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--output_dir", str(output_dir)]
+def words(config: Path, output_dir: Path, devices: int) -> list[str]:
+    command = ["--config", str(config), "--output_dir", str(output_dir)]
     command += ["--data.root", str(config.parent / "pictures"), "--trainer.devices", str(devices)]
-    command += ["--trainer.strategy", "ddp"] if devices > 1 else []
-    command += more
+    return command + (["--trainer.strategy", "ddp"] if devices > 1 else [])
+
+
+def run(launch: Any, config: Path, output_dir: Path, devices: int, *more: str) -> Path:
+    """The run's directory."""
+    command = launch([*words(config, output_dir, devices), *more], config.parent, processes=devices)
+    assert command.end() == 0, command.text
+    return Path(command.lines[-1].split()[-1])
+
+
+def run_as_a_user_does(config: Path, output_dir: Path, devices: int) -> Path:
+    """The same without a fork: Lightning starts the second process by the words of the command."""
+    command = [sys.executable, str(ROOT / "train.py"), *words(config, output_dir, devices)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
+    return Path(done.stdout.splitlines()[-1].split()[-1])
 
 
 @pytest.fixture(scope="module")
-def run_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def run_dirs(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The directories of the same run on one process and on two."""
     base = tmp_path_factory.mktemp("processes")
     make_pictures(base / "pictures")
     config = base / "tiny.yaml"
     config.write_text(CONFIG)
-    return tuple(Path(run(config, base / f"on{num}", num)[-1].split()[-1]) for num in (1, 2))
+    return run(launch, config, base / "on1", 1), run_as_a_user_does(config, base / "on2", 2)
 
 
 @pytest.fixture(scope="module")
-def sparse_dirs(run_dirs: tuple[Path, Path]) -> tuple[Path, Path]:
+def sparse_dirs(launch: Any, run_dirs: tuple[Path, Path]) -> tuple[Path, Path]:
     """The directories of a sparser run: masked on one process, compact on two."""
     base = run_dirs[0].parents[1]
     sparse = ("--pruning.density", "0.03")
-    masked = run(base / "tiny.yaml", base / "masked", 1, *sparse)
-    compact = run(base / "tiny.yaml", base / "compact", 2, *sparse, "--pruning.compact", "true")
-    return Path(masked[-1].split()[-1]), Path(compact[-1].split()[-1])
+    masked = run(launch, base / "tiny.yaml", base / "masked", 1, *sparse)
+    return masked, run(launch, base / "tiny.yaml", base / "compact", 2, *sparse, "--pruning.compact", "true")
 
 
 @pytest.mark.parametrize("level", ["level_00", "level_01"])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -169,3 +171,51 @@ def test_the_training_batches_are_used_as_they_are(make_net: Any, fit: Any, samp
     )
     for weight, start, gradient in zip(net.parameters(), by_hand.parameters(), gradients, strict=True):
         torch.testing.assert_close(weight, start - 0.5 * gradient)
+
+
+class Uneven(DataLoader):
+    """A loader that says what a rank's mean loss counts."""
+
+    def loss_factor(self, index: int) -> float:
+        return 1.5 if index == 2 else 1.0
+
+
+def test_the_loss_counts_as_the_loader_says_and_is_logged_as_it_is(make_net: Any, fit: Any) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+            seen.append(
+                (outputs["loss"], trainer.fit_loop.epoch_loop._results["training_step.train_loss"].value.clone())
+            )
+
+    net = make_net()
+    data = TensorDataset(torch.randn(48, 1, 6, 6), torch.arange(48) % 3)
+    fit(Classifier(net, frozen), [Look()], data=Uneven(data, batch_size=16))
+    sums = [0.0, *(float(total) for _, total in seen)]
+    means = [(after - before) / 16 for before, after in itertools.pairwise(sums)]
+    assert [float(loss) for loss, _ in seen] == pytest.approx([means[0], means[1], 1.5 * means[2]], rel=1e-5)
+
+
+def test_a_batch_without_samples_has_a_gradient_of_0_and_counts_as_none(
+    make_net: Any, fit: Any, images: TensorDataset
+) -> None:
+    class Batches:
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            pictures, labels = images[:16]
+            yield from ((pictures, labels), (pictures[:0], labels[:0]))
+
+    gradients: list[float] = []
+
+    class Look(Callback):
+        def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            gradients.append(max(float(weight.grad.abs().max()) for weight in pl_module.parameters()))
+
+    alone, both = (
+        fit(Classifier(make_net(), frozen), [Look()], data=Batches(), limit_train_batches=number) for number in (1, 2)
+    )
+    assert both.callback_metrics["train_loss"] == alone.callback_metrics["train_loss"]
+    assert gradients[2] == 0 < gradients[1]

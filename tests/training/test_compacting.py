@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunelab.compaction import ChannelIndex, CompactionError, compact, shrink
 from prunelab.pruning import Masks, PruningError
-from prunelab.pruning.criteria import snip
+from prunelab.pruning.criteria import magnitude, snip
 from prunelab.pruning.diagnostics import count_leaked
 from prunelab.training import Classifier, KeepPruned, PruningAtInit
 from prunelab.training.compacting import KEY, accept_full_slots, accept_full_weights, in_full, shrink_as_in
@@ -155,6 +155,27 @@ def test_another_networks_checkpoint_is_refused(train: Any, tmp_path: Path) -> N
         Classifier.load_from_checkpoint(tmp_path / "end.ckpt", net=other, optimizer=None)
 
 
+def test_an_optimizer_of_the_full_network_is_refused(make_net: Any, fit: Any, masks_file: str) -> None:
+    class Early(Classifier):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__(net, torch.optim.SGD)
+            self.made = torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def configure_optimizers(self) -> Any:
+            return self.made
+
+    fit(Early(make_net()), [PruningAtInit(masks_from=masks_file), KeepPruned()])
+    with pytest.raises(PruningError, match="take them in configure_optimizers"):
+        fit(Early(make_net()), [PruningAtInit(masks_from=masks_file, compact=True), KeepPruned()])
+
+
+def test_a_compact_network_is_not_compacted_again(train: Any, fit: Any, masks_file: str) -> None:
+    module, pruning, _, _ = train(True)
+    with pytest.raises(PruningError, match="a compact one already"):
+        fit(module, [PruningAtInit(magnitude, density=0.1, compact=True), KeepPruned()])
+    fit(module, [pruning, KeepPruned()], **DOUBLE)  # with the masks that it has it goes on
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -234,12 +255,6 @@ def test_optimizer_slots_go_both_ways(small: Any) -> None:
 
 def taken_size(index: ChannelIndex, name: str, slot: Tensor) -> int:
     return index.select(name, slot).numel()
-
-
-def test_averages_of_a_compact_network_do_not_go_on(small: Any) -> None:
-    checkpoint = {KEY: {"net": "", "index": small[2].state_dict()}, "averaging_state": {}}
-    with pytest.raises(CompactionError, match="weight averaging"):
-        in_full(checkpoint, {})
 
 
 def test_shrink_as_in_leaves_others_alone(small: Any, make_module: Any, make_net: Any) -> None:

@@ -24,7 +24,7 @@ from prunelab.data.loader import TensorLoader
 from prunelab.pruning.criteria import snip
 from prunelab.report.metrics_csv import MetricsCsv
 from prunelab.training import KeepPruned, PruningAtInit
-from prunelab.training.interruption import SIGNALS, Interrupted, StopOnSignal, exit_code_on_signals
+from prunelab.training.interruption import SIGNALS, Interrupted, KeepSigterm, StopOnSignal, exit_code_on_signals
 from prunelab.training.resume import AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState, read_checkpoint
 
 NUM_BATCHES, NUM_EPOCHS = 5, 3
@@ -338,6 +338,55 @@ def test_a_second_signal_leaves_at_once(make_training: Any, capsys: pytest.Captu
     assert content is not None
     assert content["global_step"] == 5
     assert "stopped" not in capsys.readouterr().out
+
+
+def test_torchrun_sends_signals_again(
+    make_training: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    with pytest.raises(Interrupted):
+        make_training("stopped", "steps")(Send(signal.SIGTERM, signal.SIGTERM, batch=6))
+    assert "in epoch 2 after step 7, saved" in capsys.readouterr().out
+
+
+def test_torchrun_sends_signals_again_while_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    done = []
+
+    def stopped() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("cleaned up")
+
+    with pytest.raises(Interrupted), exit_code_on_signals():
+        stopped()
+    assert done == ["cleaned up"]
+
+
+def test_one_that_the_first_has_started_sends_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("PRUNELAB_FIRST_PROCESS", "17")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("os.kill", lambda *process_and_signal: sent.append(process_and_signal))
+    with exit_code_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert sent == [(17, signal.SIGTERM)]
+
+
+def test_lightnings_handler_of_sigterm_is_kept_out(make_module: Any, fit: Any, handlers: Any) -> None:
+    found = []
+
+    class Look(Callback):
+        def on_train_start(self, *_: Any) -> None:
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    fit(make_module(), [Look()])
+    fit(make_module(), [Look(), KeepSigterm()])
+    assert isinstance(found[0], _HandlersCompose)
+    assert found[1] == handlers[signal.SIGTERM]
 
 
 def test_a_loader_without_state_loses_its_epoch(

@@ -17,7 +17,6 @@ from prunelab.pruning import Masks, PruningError, Scoring, prune
 from prunelab.pruning.criteria import Random, SynFlow, grasp, magnitude, snip, synflow
 from prunelab.pruning.preflight import Preflight
 from prunelab.training import KeepPruned, PruningAtInit
-from prunelab.training.pruning_at_init import _agreed
 
 EXAMPLE = torch.zeros(1, 1, 6, 6)
 
@@ -521,29 +520,34 @@ def test_the_state_is_tensors_and_plain_values(make_module: Any, make_pruning: A
     assert all(name.startswith("net.") for name in content["state_dict"])
 
 
-# --- several ranks
+# --- several ranks: more in test_ranks.py
 
 
-class FakeStrategy:
-    def __init__(self, first: dict[str, Tensor]) -> None:
-        self.first = first
+class CountsThreads:
+    """A criterion that notes how many threads it is given."""
 
-    def broadcast(self, _: Any) -> dict[str, Tensor]:
-        return self.first
+    rounds, revives, allocation = 1, False, None
 
+    def __init__(self, needs_batches: bool, precision: str = "float64") -> None:
+        self.needs_batches, self.precision, self.seen = needs_batches, precision, 0
 
-class FakeTrainer:
-    world_size, global_rank = 2, 1
-
-    def __init__(self, first: dict[str, Tensor]) -> None:
-        self.strategy = FakeStrategy(first)
+    def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
+        self.seen = torch.get_num_threads()
+        return {name: weight.abs() for name, weight in scoring.weights().items()}
 
 
-def test_a_rank_with_other_masks_than_rank_0_stops() -> None:
-    mask = {"weight": torch.tensor([True, False])}
-    assert _agreed(FakeTrainer(mask), Masks(mask)) == Masks(mask)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="rank 1 found other masks than rank 0"):
-        _agreed(FakeTrainer({"weight": torch.tensor([False, True])}), Masks(mask))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("criterion", "num_threads"),
+    [(CountsThreads(True), 1), (CountsThreads(False, "float32"), 1), (CountsThreads(False), 3)],
+    ids=["data", "float32", "float64"],
+)
+def test_sums_in_float32_are_made_by_one_thread(
+    criterion: CountsThreads, num_threads: int, make_module: Any, make_pruning: Any, fit: Any
+) -> None:
+    torch.set_num_threads(3)
+    fit(make_module(), make_pruning(criterion))
+    assert criterion.seen == num_threads
+    assert torch.get_num_threads() == 3
 
 
 def test_nothing_of_lightnings_model_pruning_is_used() -> None:

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,21 @@ def test_without_a_checkpoint_no_state_is_touched(make_module: Any, fit: Any) ->
 
     fit(make_module(), [SaveRandomState(), Look()], data=loader())
     assert torch.equal(*states)
+
+
+def test_each_rank_goes_on_with_its_own_state(make_module: Any, fit: Any, tmp_path: Path) -> None:
+    """And where there are other ranks than before, they take the states in turn."""
+    path = tmp_path / "some.ckpt"
+    fit(make_module(), [SaveRandomState()], data=loader()).save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    own = content["callbacks"]["SaveRandomState"]
+    of_ranks = [own | {"torch": torch.Generator().manual_seed(seed).get_state()} for seed in (1, 2)]
+    for rank in range(3):
+        callback, trainer = SaveRandomState(), SimpleNamespace(global_rank=rank)
+        callback.on_load_checkpoint(trainer, None, content | {"random_state_of_ranks": of_ranks})
+        callback.load_state_dict(own)
+        callback.on_train_start(trainer, None)
+        assert torch.equal(torch.get_rng_state(), of_ranks[rank % 2]["torch"])
 
 
 # --- files

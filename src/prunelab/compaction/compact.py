@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from prunelab.pruning import Masks
 from prunelab.pruning.scoring import evaluation_mode
 
 TOLERANCE = 1e-6  # of outputs computed in float64: rounding is 1e-14, a wrong channel 1e-2
+OWN_TOLERANCE = 1e-3  # in another precision
 
 
 @dataclass(frozen=True)
@@ -68,26 +70,34 @@ def expand(small: nn.Module, index: ChannelIndex, full: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _check_equal(full: nn.Module, small: nn.Module, example_input: Tensor) -> None:
-    """What the analysis says is tried: both networks on noise, in float64, which `full` is left in."""
-    inputs = example_input
-    networks = [full, small]
+    """What the analysis says is tried: both networks on noise, in float64, or where their forward casts to another
+    precision, in that one."""
+    inputs, networks, tolerance = example_input.cpu(), [full, small], TOLERANCE
     if inputs.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(2, *inputs.shape[1:], generator=generator, dtype=torch.float64)
-        inputs, networks = noise.to(inputs.device), [full.double(), copy.deepcopy(small).double()]
+        noise = torch.randn(2, *inputs.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        inputs = noise.to(inputs.dtype).double()  # the same numbers in both precisions
     try:
-        outputs = []
-        for network in networks:
-            with evaluation_mode(network), torch.no_grad():
-                outputs.append(network(inputs))
-    except Exception as error:  # whatever the forward of a user's network raises
-        raise CompactionError(f"the compact network cannot be run: {first_line(error)}") from error
+        outputs = [_output(network, inputs, torch.float64) for network in networks]
+    except Exception:  # whatever the forward of a user's network raises
+        tolerance = OWN_TOLERANCE
+        try:
+            own = next((tensor.dtype for tensor in full.parameters()), torch.float32)
+            outputs = [_output(network, inputs, own) for network in networks]
+        except Exception as error:
+            raise CompactionError(f"the compact network cannot be run: {first_line(error)}") from error
     if not all(isinstance(output, Tensor) for output in outputs):
         raise CompactionError(f"the network returns a {type(outputs[0]).__name__}, one tensor is needed")
     one, other = outputs
     if one.shape != other.shape:
         raise CompactionError(f"the compact network gives {tuple(other.shape)} instead of {tuple(one.shape)}")
     scale = one[one.isfinite()].abs().max() if one.isfinite().any() else torch.zeros(())
-    if not torch.allclose(one, other, rtol=0, atol=TOLERANCE * float(scale), equal_nan=True):
+    if not torch.allclose(one, other, rtol=0, atol=tolerance * float(scale), equal_nan=True):
         largest = float((one - other).abs().max() / scale)
         raise CompactionError(f"the compact network gives other outputs, by {largest:.2g} of the largest")
+
+
+def _output(network: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Any:
+    """Of a copy on the CPU, which has every precision."""
+    copied = copy.deepcopy(network).cpu()
+    with evaluation_mode(copied.to(dtype)), torch.no_grad():
+        return copied(inputs.to(dtype) if inputs.is_floating_point() else inputs)

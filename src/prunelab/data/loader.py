@@ -19,7 +19,9 @@ class TensorLoader:
     `batch_size` is global: of every batch, rank r of w takes the samples r, r + w, ... The last batch holds
     what is left; if fewer than w samples, they join the batch before, so that every rank makes the same
     number of steps. No sample is dropped or seen twice. Where w does not divide the last batch, its shards
-    differ by one sample.
+    differ by one sample: `loss_factor` makes the mean over ranks a mean over samples.
+    `allow_empty`: for those who can take a batch without samples, the last batch stays what it is on one
+    rank, however few its samples, and some ranks get none of them.
 
     Lightning calls `sampler.set_epoch` before each epoch, and saves and restores `state_dict`: training goes
     on after the last batch that was handed out, inside an epoch too.
@@ -40,6 +42,7 @@ class TensorLoader:
         device: torch.device | None = None,
         rank: int = 0,
         world_size: int = 1,
+        allow_empty: bool = False,
     ) -> None:
         if batch_size % world_size:
             raise DataError(
@@ -52,7 +55,7 @@ class TensorLoader:
         self.normalise, self.augment = normalise, augment
         self.batch_size, self.seed = batch_size, seed
         self.device = device or images.device
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.allow_empty = rank, world_size, allow_empty
         self.epoch = 0
         self.num_batches_done = 0  # in this epoch
         self._resuming = False
@@ -74,7 +77,17 @@ class TensorLoader:
 
     def __len__(self) -> int:
         whole, left = divmod(len(self.indices), self.batch_size)
-        return max(1, whole + (left >= self.world_size))
+        return max(1, whole + (left >= (1 if self.allow_empty else self.world_size)))
+
+    def loss_factor(self, index: int) -> float:
+        """What this rank multiplies its mean loss over batch `index` of an epoch by.
+
+        own samples * ranks / samples of all ranks: the mean over ranks, which DDP takes of gradients, is then the
+        mean over the samples of all of them. 1 wherever the ranks have equally many.
+        """
+        start, stop = self._span(index)
+        num_own = len(range(start + self.rank, stop, self.world_size))
+        return num_own * self.world_size / (stop - start)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator, as Lightning makes the iterator before set_epoch: nothing may be fixed until `next`
@@ -83,9 +96,13 @@ class TensorLoader:
         order = self._order().to(self.images.device)
         for index in range(first, len(self)):
             self.num_batches_done = index + 1
-            stop = len(order) if index == len(self) - 1 else (index + 1) * self.batch_size
-            samples = order[index * self.batch_size : stop][self.rank :: self.world_size]
-            yield self._batch(samples)
+            start, stop = self._span(index)
+            yield self._batch(order[start:stop][self.rank :: self.world_size])
+
+    def _span(self, index: int) -> tuple[int, int]:
+        """Which samples of an epoch's order batch `index` holds, over all ranks."""
+        start = index * self.batch_size
+        return start, len(self.indices) if index == len(self) - 1 else start + self.batch_size
 
     def _order(self) -> Tensor:
         if self.seed is None:

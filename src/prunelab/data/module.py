@@ -61,6 +61,7 @@ class ImageDataModule(LightningDataModule):
         self.device = device
         self._arrays: ImageArrays | None = None
         self._is_split = False
+        self.run_seed = 0  # known after setup
 
     def prepare_data(self) -> None:
         """Read on one process, so that downloads and decoding happen once; the others then find the files."""
@@ -72,6 +73,8 @@ class ImageDataModule(LightningDataModule):
         if not self._is_split:
             self._split()
             self._is_split = True
+        if self.trainer is not None:  # ranks that were seeded apart must still walk through one order
+            self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
         device = self._trainer_device()
         if self.device == "auto" and device.type == "cuda" and fits(self.arrays.num_bytes, device):
             self._arrays = self.arrays.to(device)
@@ -84,8 +87,6 @@ class ImageDataModule(LightningDataModule):
         )
         self.normalise = Normalisation.of(arrays.train_images, self.train_indices)
         self.run_seed = torch.initial_seed() if self.seed is None else self.seed
-        if self.trainer is not None:  # ranks that were seeded apart must still walk through one order
-            self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
 
     @property
     def arrays(self) -> ImageArrays:
@@ -133,6 +134,8 @@ class ImageDataModule(LightningDataModule):
             self.train_indices,
             seed=None if keep_order else self.run_seed,
             augment=None if self.augment == "none" else augment,
+            # with a LightningModule that takes such batches, every number of devices makes the same steps
+            allow_empty=getattr(getattr(self.trainer, "lightning_module", None), "takes_empty_batches", False),
         )
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,19 @@ from prunelab.training.rewind import Rewind, parse_step
 Config = Mapping[str, Any]
 Instantiate = Callable[[], tuple[dict[str, Any], Classifier, LightningDataModule, PruningAtInit]]
 
-# of several processes the first one speaks
-say = rank_zero_only(print)
-
 
 def is_first_process() -> bool:
-    """Also before there is a trainer: Lightning tells the processes that it starts who they are."""
-    return getattr(rank_zero_only, "rank", None) in (None, 0)
+    """Also before there is a trainer: launchers tell the processes that they start who they are.
+
+    On the second and further nodes Lightning numbers them only when it connects them.
+    """
+    return getattr(rank_zero_only, "rank", None) in (None, 0) and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def say(line: str, *, flush: bool = False) -> None:
+    """Print: of several processes the first one speaks."""
+    if is_first_process():
+        print(line, flush=flush)
 
 
 @dataclass(frozen=True)

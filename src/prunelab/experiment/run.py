@@ -17,6 +17,7 @@ from prunelab.experiment.records import read_record, write_record
 from prunelab.experiment.run_dir import RunDir, spelled_density, tickets_of
 from prunelab.experiment.train_level import measured, train_level
 from prunelab.experiment.trainer import measuring_trainer, quiet_libraries
+from prunelab.launcher import end_with_launcher, is_started_again, starting_others
 from prunelab.pruning import PruningError
 from prunelab.report.levels import write_summary
 from prunelab.report.table import report_text
@@ -42,6 +43,7 @@ def run(
     Raises: RunError for a directory, checkpoint or network that does not go with the config, or a directory that
     another process works in; SystemExit with 128 + its number when a signal ends the training.
     """
+    end_with_launcher()
     if config["trainer"].get("max_epochs") is None and config["trainer"].get("max_steps", -1) == -1:
         raise RunError("say how long to train: --trainer.max_epochs or --trainer.max_steps")
     job = make_job(name, config, instantiate, output_dir)
@@ -50,21 +52,28 @@ def run(
     if ckpt_path is not None and len(job.densities) > 1:
         raise RunError("--ckpt_path goes with runs of one level: a run with levels finds its own checkpoints")
     run_dir = job.run_dir
+    # a launcher that starts the command again, --fresh and all, goes on with what its first attempt began
+    fresh = fresh and not is_started_again()
     kept = _set_aside(run_dir) if fresh and is_first_process() and run_dir.path.exists() else None
     is_new = not run_dir.path.exists()
     for sibling, keys in run_dir.unfinished_siblings(config) if is_new else []:
         say(f"not the unfinished run {sibling.name}, which differs in {', '.join(keys)}")
-    with exit_code_on_signals(), quiet_libraries():
-        if (records := finished_records(job)) is not None:
+    with exit_code_on_signals(), quiet_libraries(), starting_others():
+        # what is there may be what the first process is about to set aside
+        if (records := None if fresh else finished_records(job)) is not None:
             more = f" (--trainer.max_epochs above {records[0]['max_epochs']} trains on)"
             say(f"finished earlier, nothing to do{'' if job.tickets.has_levels or job.control else more}")
         else:
             with _locked(run_dir):
                 try:
-                    records = [_record(job, index, ckpt_path) for index in job.indices]
+                    records = [
+                        _record(job, index, ckpt_path, anew=fresh and index == job.indices[0]) for index in job.indices
+                    ]
                 except Exception as error:
                     refused = isinstance(error, PruningError | DataError | RunError) or not run_dir.config.exists()
-                    if is_new and refused:  # a directory without a result would only be in the way
+                    if (
+                        is_new and refused and is_first_process()
+                    ):  # a directory without a result would only be in the way
                         run_dir.remove_unstarted()
                         if kept is not None:
                             kept.rename(run_dir.path)
@@ -181,13 +190,13 @@ def finished_records(job: Job) -> list[dict[str, Any]] | None:
     return records
 
 
-def _record(job: Job, index: int, ckpt_path: str | None) -> dict[str, Any]:
-    """The record of a level, which is trained if it has none."""
+def _record(job: Job, index: int, ckpt_path: str | None, *, anew: bool) -> dict[str, Any]:
+    """The record of a level, which is trained if it has none. anew: or if what is there is of a former run."""
     level = job.run_dir.level(index)
-    record = read_record(level.record)
+    record = None if anew else read_record(level.record)
     if record is None or _has_lost_its_end(job, index) or (len(job.indices) == 1 and _wants_more(record, job.config)):
         try:
-            record = train_level(job, index, ckpt_path)
+            record = train_level(job, index, ckpt_path, anew)
         except PruningError as error:
             if index == job.indices[0]:
                 raise

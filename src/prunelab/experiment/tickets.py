@@ -74,7 +74,10 @@ def find_weights(path: str) -> Path:
     given = Path(path)
     if not given.is_dir():
         return given
-    candidates = [LevelDir(given).ticket, RunDir(given).level(0).rewind_checkpoint]
+    first = RunDir(given).level(0)
+    candidates = [LevelDir(given).ticket, first.rewind_checkpoint]
+    if first.channel_index.is_file() and (_read(first.rewind_checkpoint).get("global_step") == 0):
+        candidates[1] = first.ticket  # the same point, of the full network
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise RunError(f"pruning.weights_from: {path} has no rewind point and no ticket: give a run, a level or a file")

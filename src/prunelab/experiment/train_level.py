@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pkgutil
 from contextlib import suppress
 from inspect import signature
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
@@ -42,8 +44,11 @@ from prunelab.training.resume import read_checkpoint
 from prunelab.training.rewind import parse_step, steps_per_epoch
 
 
-def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str, Any]:
-    """Prune, train and test one level, from its own last checkpoint if it has one; returns the record to be written."""
+def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool = False) -> dict[str, Any]:
+    """Prune, train and test one level, from its own last checkpoint if it has one; returns the record to be written.
+
+    anew: whatever is there belongs to a former run, which the first process is about to set aside.
+    """
     level = job.run_dir.level(index)
     seed_everything(job.seed, workers=True, verbose=False)
     arguments, model, data, pruning = job.instantiate()
@@ -53,7 +58,11 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
     if index > 0 and job.rewind == "finetune":
         model.drop_schedule()
     set_budget(job, index, model, pruning)
-    checkpoint, step = _checkpoint_to_resume(level, job.config, ckpt_path, pruning)
+    pruning.follows_dead_weights = index + 1 < len(job.densities)
+    _check_callbacks(job, pruning, arguments)
+    checkpoint, step = None, 0
+    if ckpt_path is not None or not anew:
+        checkpoint, step = _checkpoint_to_resume(level, job.config, ckpt_path, pruning)
     if checkpoint is None:
         checkpoint, step = build_on(job, index, model, pruning)
     if checkpoint is not None:
@@ -110,6 +119,12 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None) -> dict[str,
     if trainer.is_global_zero:
         level.start_checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _check_callbacks(job: Job, pruning: PruningAtInit, arguments: dict[str, Any]) -> None:
+    averages = any(isinstance(callback, WeightAveraging) for callback in arguments.get("callbacks") or [])
+    if averages and pruning.compact and len(job.densities) > 1:
+        raise RunError("pruning.compact: weight averaging keeps copies that smaller levels cannot take over")
 
 
 def _rewinding(job: Job, trainer: Trainer) -> dict[str, Any]:
@@ -200,7 +215,8 @@ def _macs_held(pruning: PruningAtInit, model: Classifier, data: Any) -> dict[str
 
 def _cost(job: Job, pruning: PruningAtInit, model: Classifier, data: Any) -> dict[str, Any]:
     """What the network that trained really costs, beside the full one if it is a compact one."""
-    net, index = find_network(model, pruning.net), pruning.index
+    net, index = copy.deepcopy(find_network(model, pruning.net)), pruning.index
+    net._compiled_call_impl = None  # the full one beside it is not compiled either
     cost: dict[str, Any] = {"compacted": index is not None, "not_compacted": pruning.not_compacted}
     full = None
     if index is not None and pruning.held_masks is not None:

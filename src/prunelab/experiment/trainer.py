@@ -17,15 +17,17 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from prunelab.experiment.errors import RunError
 from prunelab.experiment.run_dir import LevelDir, write_atomically
 from prunelab.report.metrics_csv import MetricsCsv
 from prunelab.report.progress import EpochLines, PruningProgress
 from prunelab.report.tensorboard import PruningSummary
 from prunelab.training import KeepPruned, PruningAtInit
-from prunelab.training.interruption import StopOnSignal
+from prunelab.training.interruption import KeepSigterm, StopOnSignal
 from prunelab.training.network import find_network
 from prunelab.training.resume import AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState
 from prunelab.training.rewind import LastLearningRate, SaveRewindPoint
+from prunelab.training.sharded import restores_late
 
 
 def run_trainer(
@@ -41,6 +43,7 @@ def run_trainer(
 
     step: where it begins. rewind_step: which point it saves for later levels, if any. prefix: of its lines. What the
     user set stays, apart from progress bars where the output is no terminal.
+    Raises: RunError for a strategy that shards the network, and for sync_batchnorm on a CPU.
     """
     bars = sys.stdout.isatty() and arguments.get("enable_progress_bar") is not False
     checkpoints: dict[str, Any] = {
@@ -80,7 +83,7 @@ def run_trainer(
         "log_every_n_steps": 1,
         "default_root_dir": level.path,
     }
-    return Trainer(
+    trainer = Trainer(
         **{
             **arguments,
             **{key: value for key, value in defaults.items() if arguments.get(key) is None},
@@ -92,6 +95,14 @@ def run_trainer(
             "max_steps": -1,
         }
     )
+    if arguments.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+        raise RunError("trainer.sync_batchnorm works on GPUs only, and this run is on a CPU: leave it out")
+    if restores_late(trainer):
+        raise RunError(
+            f"trainer.strategy {type(trainer.strategy).__name__}: runs train on one device or with ddp; for networks "
+            "that are sharded (FSDP2) see docs/sharding.md"
+        )
+    return trainer
 
 
 def seconds_training(trainer: Trainer) -> float:
@@ -115,6 +126,7 @@ def measuring_trainer(arguments: Mapping[str, Any]) -> Trainer:
     return Trainer(
         **{key: arguments[key] for key in own if key in arguments},
         logger=False,
+        callbacks=[KeepSigterm()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -127,6 +139,8 @@ def quiet_libraries() -> Iterator[None]:
     need none), and without those that its own code earns from torch."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
+    # it says which process has died, before it kills the first one
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",

@@ -24,12 +24,12 @@ from prunelab.export.state_dicts import packed, safetensors, ticket
 
 @dataclass(frozen=True)
 class Format:
-    """help: what it is; when: the weights it has unless the user says; needs: packages beyond prunelab's own.
-
-    state_dict or program: what writes it.
+    """help: what it is; suffix: of its files; when: the weights it has unless the user says; needs: packages beyond
+    prunelab's own; state_dict or program: what writes it.
     """
 
     help: str
+    suffix: str
     when: When = "trained"
     needs: tuple[str, ...] = ()
     state_dict: Callable[[Found], bytes] | None = None
@@ -37,12 +37,17 @@ class Format:
 
 
 FORMATS = {
-    "ticket": Format("a state dict for net.load_state_dict(torch.load(FILE))", when="start", state_dict=ticket),
-    "safetensors": Format("the same in that format", needs=("safetensors",), state_dict=safetensors),
-    "packed": Format("state dict and masks in few bytes, for prunelab.export.load_packed(FILE)", state_dict=packed),
-    "torch": Format("the compact network for torch.export.load(FILE).module()", program=torch_program),
+    "ticket": Format("a state dict for net.load_state_dict(torch.load(FILE))", ".pt", when="start", state_dict=ticket),
+    "safetensors": Format("the same in that format", ".safetensors", needs=("safetensors",), state_dict=safetensors),
+    "packed": Format(
+        "state dict and masks in few bytes, for prunelab.export.load_packed(FILE)", ".packed", state_dict=packed
+    ),
+    "torch": Format("the compact network for torch.export.load(FILE).module()", ".pt2", program=torch_program),
     "onnx": Format(
-        "the compact network for onnxruntime", needs=("onnx", "onnxscript", "onnxruntime"), program=onnx_program
+        "the compact network for onnxruntime",
+        ".onnx",
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        program=onnx_program,
     ),
 }
 
@@ -61,7 +66,7 @@ def main(argv: list[str]) -> int:
         choices=FORMATS,
         help="; ".join(f"{name}: {form.help}" for name, form in FORMATS.items()),
     )
-    parser.add_argument("--output", required=True, metavar="FILE", type=Path)
+    parser.add_argument("--output", metavar="FILE", type=Path, help="otherwise in the level's directory")
     parser.add_argument("--level", type=int, help="which level; otherwise the last one that is finished")
     parser.add_argument(
         "--weights",
@@ -88,11 +93,12 @@ def main(argv: list[str]) -> int:
 def _export(arguments: argparse.Namespace) -> list[str]:
     """Write the file; returns what there is to say about it."""
     form = FORMATS[arguments.format]
-    _check_free(arguments.output, arguments.force)
     if missing := [package for package in form.needs if find_spec(package) is None]:
         raise RunError(f"--format {arguments.format} needs {', '.join(missing)}: pip install -e '.[export]'")
     run_dir = RunDir(arguments.run_dir)
     found = find(run_dir, arguments.level, arguments.weights or form.when)
+    output = arguments.output or run_dir.level(found.level).path / f"{found.when}_{arguments.format}{form.suffix}"
+    _check_free(output, arguments.force)
     lines: list[str] = []
     if form.program is not None:
         net, example_input = _network(run_dir, found, arguments.input_shape)
@@ -100,16 +106,16 @@ def _export(arguments: argparse.Namespace) -> list[str]:
         program = form.program(small, example_input, found.about)
         difference, largest = checked_difference(program, net, example_input)
         dense = form.program(net, example_input, found.about)  # what is gained by the runtime is not gained by pruning
-        _write(arguments.output, program.content)
+        _write(output, program.content)
         lines.append(f"the dense network in this format: {len(dense.content):,} bytes")
         lines += cost_lines(measure(found, net, small, example_input, (dense.run, program.run)))
         lines.append(f"logits: at most {difference:.2g} from the masked network's, the largest is {largest:.3g}")
     elif form.state_dict is not None:
-        _write(arguments.output, form.state_dict(found))
+        _write(output, form.state_dict(found))
         if arguments.format != "ticket":  # what another experiment begins with needs no network here
             lines += _costs_of_state_dict(run_dir, found, arguments.input_shape)
         lines += [SIMULATED] if found.masks.density < 1 else []
-    return [size_line(found, arguments.output), *lines]
+    return [size_line(found, output), *lines]
 
 
 def _costs_of_state_dict(run_dir: RunDir, found: Found, shape: tuple[int, ...] | None) -> list[str]:

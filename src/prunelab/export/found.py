@@ -67,7 +67,11 @@ def find(run_dir: RunDir, index: int | None, when: When) -> Found:
     weights = start_weights(level) if when == "start" else trained_weights(run_dir, level)
     if other := next((name for name, value in weights.items() if not isinstance(value, Tensor)), None):
         raise RunError(f"the weights of {level.path} cannot be exported: {other} is no tensor")
-    return Found(level.index, when, weights, masks_of(level), index_of(level), read_record(level.record) or {})
+    record, masks, channels = read_record(level.record) or {}, masks_of(level), index_of(level)
+    left = masks.num_weights if channels is None else Masks(channels.take(dict(masks))).num_weights
+    if record.get("compact_weights") not in (None, left):
+        raise RunError(f"{level.channel_index} is not that of the level's record")
+    return Found(level.index, when, weights, masks, channels, record)
 
 
 def with_weights(net: nn.Module, found: Found) -> nn.Module:

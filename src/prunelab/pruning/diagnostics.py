@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from prunelab.pruning.masks import Masks
+from prunelab.pruning.masks import Masks, placed_like
 from prunelab.pruning.scoring import call_with, evaluation_mode
 from prunelab.pruning.surrogate import surrogate_output
 
@@ -122,11 +123,15 @@ def mask_overlap(a: Masks, b: Masks) -> float:
 
 
 def count_leaked(net: nn.Module, masks: Masks, frozen: Mapping[str, Tensor] | None = None) -> int:
-    """Number of pruned weights of `net` that are not exactly what they should hold, 0 or `frozen` (NaN counts)."""
+    """Number of pruned weights of `net` that are not exactly what they should hold, 0 or `frozen` (NaN counts).
+
+    Of a network that is sharded over processes all of them have to ask.
+    """
     parameters = dict(net.named_parameters())
     num_leaked = 0
     for name, mask in masks.items():
-        pruned = parameters[name].detach().to(mask.device)[~mask]
-        held = 0 if frozen is None else frozen[name].to(pruned)[~mask]
-        num_leaked += int((pruned != held).sum())
+        weight = parameters[name].detach()
+        held = 0 if frozen is None else placed_like(frozen[name].to(weight.dtype), weight)
+        leaked = ((weight != held) & placed_like(~mask, weight)).sum()
+        num_leaked += int(leaked.full_tensor() if isinstance(leaked, DTensor) else leaked)
     return num_leaked

@@ -112,12 +112,12 @@ class Masks(Mapping[str, Tensor]):
             self._check_fits(frozen, " the frozen values")
         for name, mask in self._masks.items():
             weight = parameters[name]
-            pruned = _placed_like(~mask, weight)
+            pruned = placed_like(~mask, weight)
             if frozen is None:
                 # masked_fill_, not mul_: 0 * NaN is NaN and -1 * 0 is -0.0
                 weight.masked_fill_(pruned, 0)
             else:
-                weight.copy_(torch.where(pruned, _placed_like(frozen[name].to(weight.dtype), weight), weight))
+                weight.copy_(torch.where(pruned, placed_like(frozen[name].to(weight.dtype), weight), weight))
 
     def _check_fits(self, tensors: Mapping[str, Tensor], what: str) -> None:
         for name, mask in self._masks.items():
@@ -140,8 +140,8 @@ class Masks(Mapping[str, Tensor]):
             raise PruningError(f"{path} holds no masks or is damaged ({type(error).__name__})") from error
 
 
-def _placed_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """`tensor` on the device of `weight`, and sharded as it is."""
+def placed_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """`tensor` on the device of `weight`, and sharded as it is: then that of the first process, and all have to ask."""
     tensor = tensor.to(weight.device)
     if isinstance(weight, DTensor):
         return distribute_tensor(tensor, weight.device_mesh, weight.placements)

@@ -26,7 +26,14 @@ class Classifier(LightningModule):
     so that parameter names stay.
     Logs once per epoch: train_loss, train_accuracy, val_loss, val_accuracy, test_loss, test_accuracy, and lr, the
     learning rate of the epoch's first step.
+
+    On several devices the gradient is the mean over the samples of all of them, also where they have unequally many
+    (a loader that has `loss_factor` says so). Batch norm in training normalises by each device's own share of the
+    batch, unless the Trainer's `sync_batchnorm`, for GPUs, joins them; the running statistics are those of the first
+    device, which DDP hands to the others before each step, and before validation and test.
     """
+
+    takes_empty_batches = True  # says to our data modules: the last batch may have fewer samples than devices
 
     def __init__(
         self,
@@ -67,7 +74,9 @@ class Classifier(LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True, prog_bar=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step("train", batch, self._label_smoothing)
+        loss = self._step("train", batch, self._label_smoothing)
+        loader: Any = None if self._trainer is None else self._trainer.train_dataloader
+        return loss * loader.loss_factor(batch_idx) if hasattr(loader, "loss_factor") else loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step("val", batch)
@@ -78,8 +87,11 @@ class Classifier(LightningModule):
     def _step(self, stage: str, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        accuracy = (logits.argmax(-1) == labels).float().mean()
+        if len(labels) == 0:  # of the last batch other ranks got all; with this one they average gradients, here 0
+            loss, accuracy = logits.sum(), torch.zeros((), device=logits.device)
+        else:
+            loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            accuracy = (logits.argmax(-1) == labels).float().mean()
         values = {f"{stage}_loss": loss.detach(), f"{stage}_accuracy": accuracy}
         # a float: Lightning averages the number of samples over the devices, and a whole number would be rounded down
         num_samples: Any = float(len(labels))

@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from prunelab.compaction import ChannelIndex, Compacted, CompactionError, count_channels, shrink
 from prunelab.pruning import Masks
 from prunelab.pruning.diagnostics import count_macs
+from prunelab.training.dead_weights import put_dead
+from prunelab.training.network import COMPACTION as KEY
 from prunelab.training.network import find_network
+from prunelab.training.ranks import load_from_first
 
-KEY = "compaction"
 Checkpoint = dict[str, Any]
 
 
@@ -26,9 +28,7 @@ def start_together(trainer: Trainer, net: nn.Module, weights: Mapping[str, Tenso
     """
     if weights is not None:
         net.load_state_dict(weights)
-    if trainer.world_size > 1:
-        own = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
-        net.load_state_dict(trainer.strategy.broadcast(own))
+    load_from_first(trainer, net)
     net.to(trainer.strategy.root_device)
 
 
@@ -66,13 +66,26 @@ def shrink_as_in(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> N
     Raises: CompactionError if the network is neither the full one nor that compact one.
     """
     index = index_in(checkpoint)
-    if index is not None:
+    if index is None:
+        return
+    try:
         shrink(find_network(pl_module, checkpoint[KEY]["net"]), index)
+    except CompactionError as error:
+        raise CompactionError(
+            f"{error}; to resume a compact training, call PruningAtInit.resume_from(checkpoint) before fit"
+        ) from error
+
+
+def is_compact(net: nn.Module) -> bool:
+    """Whether a compaction has gone over this very module."""
+    hooks = net._load_state_dict_pre_hooks.values()  # no public way exists
+    return any(getattr(getattr(hook, "hook", hook), "func", None) is _take_weights for hook in hooks)
 
 
 def accept_full_weights(net: nn.Module, index: ChannelIndex) -> None:
     """From now on `net.load_state_dict` also takes the full network's state dict, and of it what the compact has."""
-    net.register_load_state_dict_pre_hook(partial(_take_weights, index))
+    if not is_compact(net):
+        net.register_load_state_dict_pre_hook(partial(_take_weights, index))
 
 
 def accept_full_slots(optimizer: Optimizer, net: nn.Module, index: ChannelIndex) -> None:
@@ -83,46 +96,47 @@ def accept_full_slots(optimizer: Optimizer, net: nn.Module, index: ChannelIndex)
 def in_full(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> Checkpoint:
     """The checkpoint of the full network that computes the same; as it is, if it holds no compact one.
 
-    weights: state dict of the full network, for the values of the removed channels. Optimizer slots of these are 0.
+    weights: state dict of the full network, for the values of the removed channels, whose optimizer slots are 0; but
+    for dead weights that were followed (`DeadWeights`): they are what they are in a masked training.
     """
     index = index_in(checkpoint)
     if index is None:
         return checkpoint
-    if "averaging_state" in checkpoint:
-        raise CompactionError("compact: weight averaging keeps copies that later levels cannot take over")
     path = checkpoint[KEY]["net"]
     dotted = f"{path}." if path else ""
     state = checkpoint["state_dict"]
     small = {name.removeprefix(dotted): state[name] for name in state if name.startswith(dotted)}
-    full = {f"{dotted}{name}": values for name, values in index.put(small, weights).items()}
+    dead = checkpoint[KEY].get("dead", {})
+    placed = index.put(small, weights)
+    placed |= {name: put_dead(placed[name], own, own["weights"]) for name, own in dead.items()}
+    full = {f"{dotted}{name}": values for name, values in placed.items()}
     # a checkpoint from before its first step has optimizer states without slots
     optimizer_states = [
-        {**own, "state": {i: _full_slots(index, names[i], slots) for i, slots in own["state"].items()}}
+        {**own, "state": {i: _full_slots(index, names[i], slots, dead) for i, slots in own["state"].items()}}
         for own, names in zip(checkpoint.get("optimizer_states", []), checkpoint[KEY]["parameters"], strict=True)
     ]
     others = {name: value for name, value in checkpoint.items() if name != KEY}
     return {**others, "state_dict": {**state, **full}, "optimizer_states": optimizer_states}
 
 
-def _full_slots(index: ChannelIndex, name: str | None, slots: dict[str, Any]) -> dict[str, Any]:
-    if name not in index.kept:
+def _full_slots(
+    index: ChannelIndex, name: str | None, slots: dict[str, Any], dead: Mapping[str, Any]
+) -> dict[str, Any]:
+    if name is None or name not in index.kept:
         return slots
-    return {key: _full_slot(index, name, slot) for key, slot in slots.items()}
-
-
-def _full_slot(index: ChannelIndex, name: str, slot: Any) -> Any:
-    if not isinstance(slot, Tensor) or tuple(slot.shape) != index.small_shape(name):
-        return slot
-    return index.put({name: slot}, {name: slot.new_zeros(index.shapes[name])})[name]
+    full = dict(slots)
+    for key, slot in slots.items():
+        if isinstance(slot, Tensor) and tuple(slot.shape) == index.small_shape(name):
+            full[key] = index.put({name: slot}, {name: slot.new_zeros(index.shapes[name])})[name]
+            if name in dead and key in dead[name]["slots"]:
+                full[key] = put_dead(full[key], dead[name], dead[name]["slots"][key])
+    return full
 
 
 def _take_weights(index: ChannelIndex, net: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     shapes = {name: tuple(state[f"{prefix}{name}"].shape) for name in index.kept if f"{prefix}{name}" in state}
     if any(shape not in (index.shapes[name], index.small_shape(name)) for name, shape in shapes.items()):
-        raise CompactionError(
-            "the weights are of a network that was compacted otherwise: for a resume, PruningAtInit.resume_from comes "
-            "before fit"
-        )
+        raise CompactionError("the weights are of a network that was compacted otherwise")
     for name, shape in shapes.items():
         if shape == index.shapes[name]:
             state[f"{prefix}{name}"] = index.select(name, state[f"{prefix}{name}"])

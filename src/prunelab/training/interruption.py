@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.trainer.connectors.signal_connector import _HandlersCompose
+from pytorch_lightning.trainer.connectors.signal_connector import _HandlersCompose, _SignalConnector
+
+from prunelab.launcher import first_process, hand_to_the_first, under_torchrun
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -28,7 +31,19 @@ class Interrupted(SystemExit):
         super().__init__(128 + number)
 
 
-class StopOnSignal(Callback):
+class KeepSigterm(Callback):
+    """Keep the handler of SIGTERM that is there when the Trainer begins.
+
+    Lightning's own starts a collective wherever the signal comes: of several processes, one that gets the signal alone
+    waits for the others for ever, or takes their gradients for its news.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        connector = trainer._signal_connector
+        connector.register_signal_handlers = partial(_register_but_sigterm, connector)  # type: ignore[method-assign]
+
+
+class StopOnSignal(KeepSigterm):
     """On SIGTERM, SIGINT or SIGUSR1 while training: save `path`, say so in a line, leave with `Interrupted`.
 
     path: where the same command looks for the checkpoint to go on from.
@@ -36,7 +51,8 @@ class StopOnSignal(Callback):
     validation follows is not the place to save, as Lightning would skip these on a resume: the training goes on to the
     next batch, or the epoch ends as always and the process leaves before the next one, or after training. Where the
     training loader cannot resume inside an epoch nothing is saved, and the epoch will be trained again. A second signal
-    ends the process at once, and leaves the checkpoint that is there.
+    ends the process at once, and leaves the checkpoint that is there; not under torchrun, which sends on to all what
+    they may have got themselves, and kills what has not ended after half a minute.
     Of several processes it is enough that one gets the signal. All leave together, the first with the exit code and the
     others with 0: a launcher that sees one of them fail would kill the first while it cleans up.
     SIGUSR1 is Lightning's where it requeues jobs of SLURM by it.
@@ -77,9 +93,8 @@ class StopOnSignal(Callback):
             self._saved_for = number
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        number = self._agreed(trainer)
-        self._restore()
-        if number:
+        self._restore()  # first: a signal that came between would be lost
+        if number := self._agreed(trainer):
             self._leave(trainer, number, "after the training: the same command does what is left")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -89,9 +104,10 @@ class StopOnSignal(Callback):
         self._restore()
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
-            raise Interrupted(number)
-        self._received = number
+        if not self._received:
+            self._received = number
+        elif not under_torchrun():
+            _leave_now(number)
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that came to any of the processes; all of them have to ask."""
@@ -115,12 +131,18 @@ class StopOnSignal(Callback):
 def exit_code_on_signals() -> Iterator[None]:
     """Outside of training: SIGTERM, SIGINT and SIGUSR1 end the process at once with `Interrupted`.
 
+    A process that the first of its run has started sends the signal on to the first, whose exit code is that of the
+    run, and ends with it.
     Does nothing in a thread other than the main one, which alone can handle signals, and leaves SIGUSR1 to Lightning
     under SLURM.
     """
+    leaves = False
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
+        nonlocal leaves
+        again, leaves = leaves, True
+        if not again or not under_torchrun():
+            _leave_now(number)
 
     # under SLURM a handler that is there already would keep Lightning from installing the one that requeues
     former = _install(leave, SIGNALS[:2] if SLURMEnvironment.detect() else SIGNALS)
@@ -128,6 +150,25 @@ def exit_code_on_signals() -> Iterator[None]:
         yield
     finally:
         _put_back(former)
+
+
+def _leave_now(number: int) -> None:
+    """End the run, from whichever of its processes."""
+    if first_process() is None:
+        raise Interrupted(number)
+    hand_to_the_first(number)
+
+
+def _register_but_sigterm(connector: _SignalConnector) -> None:
+    if threading.current_thread() is not threading.main_thread() or (ours := signal.getsignal(signal.SIGTERM)) is None:
+        _SignalConnector.register_signal_handlers(connector)
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # what comes meanwhile is for ours
+    try:
+        _SignalConnector.register_signal_handlers(connector)
+        signal.signal(signal.SIGTERM, ours)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _install(handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals]) -> Handlers:

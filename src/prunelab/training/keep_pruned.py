@@ -15,7 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from prunelab.pruning import Masks, PruningError
 from prunelab.pruning.diagnostics import count_leaked
+from prunelab.pruning.masks import placed_like
 from prunelab.training.network import find_network
+from prunelab.training.ranks import check_alike, load_from_first, of_ranks, weights_digest
+from prunelab.training.sharded import reshard
 
 
 class KeepPruned(Callback):
@@ -30,8 +33,9 @@ class KeepPruned(Callback):
     masks: None takes those of the PruningAtInit (or any callback with `masks`, or `held_masks` where the network was
     compacted) in the trainer, and with them its `frozen` values: name -> tensor of what pruned weights hold, None for 0
     everywhere. net: attribute of the LightningModule that holds the network; None means that callback's.
+    Of several processes each compares masks and weights to rank 0's, before training and at its end.
     Raises: PruningError if there are no masks; RuntimeError at the end of an epoch if a pruned weight does not hold
-    what it should.
+    what it should; RanksDiffer. If it does on one rank, it does on all.
     """
 
     def __init__(self, masks: Masks | None = None, net: str | None = None) -> None:
@@ -44,13 +48,20 @@ class KeepPruned(Callback):
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reshard(pl_module)
         masks, frozen, path = self._source(trainer)
-        for module in (pl_module, *(average.module for average in weight_averages(trainer))):
+        averages = weight_averages(trainer)
+        for average in averages:  # copied in `setup`, when ranks that were seeded apart still had weights of their own
+            load_from_first(trainer, average)
+        for module in (pl_module, *(average.module for average in averages)):
             masks.apply_to(find_network(module, path), frozen)
         parameters = dict(find_network(pl_module, path).named_parameters())
         self._weights = [parameters[name] for name in masks]
         # factors of the weights' own dtype and memory layout: one fused multiplication for all layers
-        self._factors = [torch.empty_like(parameters[name]).copy_(mask) for name, mask in masks.items()]
+        self._factors = [
+            torch.empty_like(parameters[name]).copy_(placed_like(mask, parameters[name]))
+            for name, mask in masks.items()
+        ]
         if frozen is not None:
             pairs = zip(self._weights, self._factors, strict=True)
             self._frozen = [weight.detach().masked_fill(factor != 0, 0) for weight, factor in pairs]
@@ -58,6 +69,7 @@ class KeepPruned(Callback):
         for optimizer in trainer.optimizers:
             self._zero_slots(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._mask_weights))
+        self._check_ranks(trainer, pl_module, "before training")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         pairs = [(weight.grad, factor) for weight, factor in zip(self._weights, self._factors, strict=True)]
@@ -68,15 +80,23 @@ class KeepPruned(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         masks, frozen, path = self._source(trainer)
         leaked = count_leaked(find_network(pl_module, path), masks, frozen)
-        if leaked and all(bool(torch.isfinite(weight).all()) for weight in self._weights):
+        if leaked and not all(bool(torch.isfinite(weight).all()) for weight in self._weights):
+            leaked = 0
+        if leaked := max(of_ranks(trainer, leaked)):  # a rank that stops alone would leave the others waiting
             held = "0" if frozen is None else "what they were frozen at"
             raise RuntimeError(f"{leaked} pruned weights are not {held}: something outside the optimizer wrote to them")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._let_go()
+        self._check_ranks(trainer, pl_module, "after training")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._let_go()
+
+    def _check_ranks(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
+        masks, _, path = self._source(trainer)
+        weights = weights_digest(trainer, find_network(pl_module, path))
+        check_alike(trainer, when, {"masks": masks.digest(), "weights": weights})
 
     def _let_go(self) -> None:
         for handle in self._handles:

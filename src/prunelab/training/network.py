@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from prunelab.pruning import PruningError
 from prunelab.pruning.transfer import differs_in_outputs, head_weight, misfits
 
+COMPACTION = "compaction"  # under this key a checkpoint says how its network was compacted
+
 
 def find_network(pl_module: nn.Module, path: str) -> nn.Module:
     """The submodule of a LightningModule at the dotted `path`; "" is the LightningModule itself.
@@ -41,6 +43,8 @@ def load_weights(net: nn.Module, path: str, prefix: str, new_head: bool = False)
     Raises: PruningError if the file is missing, damaged, or does not fit the network; nothing is changed then.
     """
     weights, own = under_prefix(_read_state(path), prefix), net.state_dict()
+    if any(tensor.is_meta for tensor in own.values()):
+        raise PruningError("weights_from: the network is on the meta device, it has no weights yet that could be set")
     head = head_weight(net).removesuffix("weight")
     is_new = new_head and _differs_in_outputs(f"{head}weight", weights, own)
     if is_new:
@@ -68,9 +72,15 @@ def _read_state(path: str) -> dict[str, Any]:
         raise PruningError(f"weights_from: no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): value for name, value in content.get("state_dict", content).items()}
+        state = {str(name): value for name, value in content.get("state_dict", content).items()}
     except Exception as error:  # reading noise fails in any way: OSError, RuntimeError, IndexError, ...
         raise PruningError(f"weights_from: {path} is damaged or no state dict ({type(error).__name__})") from error
+    if COMPACTION in content:
+        raise PruningError(
+            f"weights_from: {path} holds a compact network; the full one's weights: python -m prunelab.export RUN_DIR "
+            "--format ticket --weights trained"
+        )
+    return state
 
 
 def _differs_in_outputs(name: str, weights: Mapping[str, Any], own: Mapping[str, Tensor]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,9 +26,12 @@ from prunelab.pruning.scoring import Batch, Loss
 from prunelab.pruning.selection import Scope
 from prunelab.pruning.transfer import transferred
 from prunelab.training import compacting
+from prunelab.training.dead_weights import DeadWeights
 from prunelab.training.keep_pruned import KeepPruned, weight_averages
 from prunelab.training.network import find_network, like_weights, load_weights
+from prunelab.training.ranks import check_alike
 from prunelab.training.scoring_data import example_input, scoring_batches
+from prunelab.training.sharded import check_sharded, check_strategy, reshard, restores_late, whole_copy
 from prunelab.training.ticket import Ticket, weights_in_place
 
 SAMPLES_PER_CLASS = 10
@@ -52,13 +56,18 @@ class PruningAtInit(Callback):
     in `not_compacted`. compact_multiple: of which widths are made. To resume with a Trainer of your own, call
     `resume_from(checkpoint)` before `fit`, and `compacting.shrink_as_in` in your module's on_load_checkpoint.
 
+    follows_dead_weights: an attribute, for levels that will rank this one's weights (`DeadWeights`).
     `masks`, scores and report are always those of the full network; `held_masks` those of the network that trains.
-    All ranks score the same batches on the bare network; rank 0's mask is taken and every rank compares it to its own.
+    All ranks score the same batches on the bare network, with the same number of threads, and compare their masks.
+    FSDP2 (ModelParallelStrategy, and a module whose `configure_model` calls `fully_shard` on all of the network): each
+    process scores a whole copy of the network, as large as it is unsharded, and trains its part; at on_train_start, as
+    a checkpoint is restored only after on_fit_start there. See docs/sharding.md.
     Masks and report travel in the checkpoint as this callback's state: a resumed run keeps them and scores nothing.
     Other callbacks may have `on_pruning_round(trainer, pl_module, index, num_rounds, density, scores, masks)` and
     `on_pruned(trainer, pl_module, preflight, scores, masks)`: they are called after each round, and at the end.
 
-    Raises: PruningError for requests that cannot be honoured, a network without any input-output path included.
+    Raises: PruningError for requests that cannot be honoured, a network without any input-output path included;
+    RanksDiffer on all ranks if their masks differ.
     """
 
     def __init__(
@@ -119,36 +128,52 @@ class PruningAtInit(Callback):
         self.seconds_scoring = 0.0
         self.frozen: dict[str, Tensor] | None = None
         self.ticket = Ticket()
+        self.follows_dead_weights = False
         self.given: Masks | None = None
         self.given_digest: str | None = None
+        self.dead: DeadWeights | None = None
         self._is_new = False
+        self._full_parameters: list[nn.Parameter] = []
         if samples_per_class is not None and not (criterion is not None and criterion.needs_batches):
             raise PruningError(f"samples_per_class: {type(criterion or masks_from).__name__} scores without data")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not any(isinstance(callback, KeepPruned) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        keeping = [index for index, callback in enumerate(callbacks) if isinstance(callback, KeepPruned)]
+        if not keeping:
             raise PruningError(
                 "PruningAtInit needs KeepPruned() among the trainer's callbacks, or the zeros would not last"
             )
+        if restores_late(trainer) and keeping[0] < callbacks.index(self):
+            raise PruningError(f"{type(trainer.strategy).__name__}: PruningAtInit goes before KeepPruned")
         if self.criterion is not None:
             check_density_given(self.density)
-        net = find_network(pl_module, self.net)
+        check_strategy(trainer, pl_module, compact=self.compact)
+        # what follows depends on it, collectives too: a rank that sees other files would wait for ever
+        start = {"checkpoint": str(trainer.ckpt_path is not None), "masks": self.masks.digest() if self.masks else ""}
+        check_alike(trainer, "setup", start)
+        if not restores_late(trainer):  # with FSDP2 it may be made later, in configure_model
+            find_network(pl_module, self.net)
         if self.weights_from is not None and self.masks is None:
-            self._load_weights(trainer, net, self.weights_from)
+            self._load_weights(trainer, find_network(pl_module, self.net), self.weights_from)
         if self.compact:
-            self._check_compactible(trainer)
+            net = find_network(pl_module, self.net)
+            self._check_compactible(trainer, net)
             if self.masks is None:
                 compacting.start_together(trainer, net, self.ticket.start)
                 masks = self._prune(trainer, pl_module, net)
                 self._find_channels(trainer, pl_module, net, masks)
                 self._is_new = True
             if self.index is not None:
+                self._full_parameters = list(net.parameters())
                 shrink(net, self.index)
                 compacting.accept_full_weights(net, self.index)
 
-    def _check_compactible(self, trainer: Trainer) -> None:
+    def _check_compactible(self, trainer: Trainer, net: nn.Module) -> None:
+        if self.masks is None and compacting.is_compact(net):
+            raise PruningError("compact: the network is a compact one already, its masks would not be the full one's")
         if weight_averages(trainer):
             raise PruningError("compact: PruningAtInit goes before weight averaging, which copies the network")
         if (self.ticket.mask_1, self.ticket.keep_sign, self.ticket.mask_0) != ("rewind", False, "zero"):
@@ -164,6 +189,8 @@ class PruningAtInit(Callback):
             warnings.warn(f"not compacted, trains masked: {error}", stacklevel=2)
             return
         self.index = small.index
+        if self.follows_dead_weights:
+            self.dead = DeadWeights.of(net, masks, small.index)
         if trainer.is_global_zero:
             print(compacting.summary(net, small, masks, example), flush=True)
 
@@ -180,6 +207,16 @@ class PruningAtInit(Callback):
             print(f"weights_from: {new_head or 'the layer'} has another number of outputs, it starts as drawn")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not restores_late(trainer):
+            self._start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if restores_late(trainer):  # now a resumed run has its masks
+            reshard(pl_module)
+            check_sharded(find_network(pl_module, self.net))
+            self._start(trainer, pl_module)
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net = find_network(pl_module, self.net)
         if self.masks is None or (held := self.held_masks) is None:
             self._prune(trainer, pl_module, net)
@@ -187,11 +224,24 @@ class PruningAtInit(Callback):
         # found in setup, restored from the checkpoint, or a second fit with this callback
         held.apply_to(net, self.frozen)
         if self.index is not None:
-            for optimizer in trainer.optimizers:
-                compacting.accept_full_slots(optimizer, net, self.index)
+            self._join_optimizers(trainer, net, self.index)
         if trainer.is_global_zero and not self._is_new:
             print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)
         self._is_new = False
+
+    def _join_optimizers(self, trainer: Trainer, net: nn.Module, index: ChannelIndex) -> None:
+        """Raises: PruningError for an optimizer that has the full network's parameters."""
+        gone = {id(parameter) for parameter in self._full_parameters} - {id(own) for own in net.parameters()}
+        self._full_parameters = []
+        for optimizer in trainer.optimizers:
+            if any(id(parameter) in gone for group in optimizer.param_groups for parameter in group["params"]):
+                raise PruningError(
+                    "compact: the optimizer was given parameters before the network became smaller; take them in "
+                    "configure_optimizers"
+                )
+            if self.dead is not None:
+                self.dead.follow(optimizer, net)
+            compacting.accept_full_slots(optimizer, net, index)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> Masks:
         started = time.monotonic()
@@ -199,10 +249,14 @@ class PruningAtInit(Callback):
             # rank 0's seed: ranks that were seeded apart must still find one mask
             seed = trainer.strategy.broadcast(torch.initial_seed() if self.seed is None else self.seed)
             torch.manual_seed(seed)  # of the loader that scoring may read
-            with weights_in_place(net, self.ticket.weights):
-                found = self._find(trainer, pl_module, net, torch.Generator().manual_seed(seed))
-            self.masks, self.preflight = _agreed(trainer, found.masks), found.report
-            self.frozen = self.ticket.set_weights(net, self.masks, torch.Generator().manual_seed(seed))
+            whole = whole_copy(net) if restores_late(trainer) else net
+            with weights_in_place(whole, self.ticket.weights), _same_number_of_threads(self.criterion):
+                found = self._find(trainer, pl_module, whole, torch.Generator().manual_seed(seed))
+            check_alike(trainer, "scoring", {"masks": found.masks.digest()})
+            self.masks, self.preflight = found.masks, found.report
+            self.frozen = self.ticket.set_weights(whole, self.masks, torch.Generator().manual_seed(seed))
+            if whole is not net:
+                self.masks.apply_to(net, self.frozen)
         self.seconds_scoring = time.monotonic() - started
         if trainer.is_global_zero:
             print(self.preflight, flush=True)
@@ -313,6 +367,8 @@ class PruningAtInit(Callback):
         if self.index is not None:
             net = find_network(pl_module, self.net)
             checkpoint[compacting.KEY] = compacting.described(self.net, net, self.index, trainer.optimizers)
+            if self.dead is not None:
+                checkpoint[compacting.KEY]["dead"] = self.dead.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if (index := compacting.index_in(checkpoint)) is not None:
@@ -326,6 +382,8 @@ class PruningAtInit(Callback):
         if state is not None and state["masks"] is not None:
             self.load_state_dict(state)
             self.index = compacting.index_in(checkpoint)
+            if "dead" in checkpoint.get(compacting.KEY, {}):
+                self.dead = DeadWeights.from_state(checkpoint[compacting.KEY]["dead"])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that checkpoints load with torch's default `weights_only=True`."""
@@ -369,14 +427,23 @@ def load_masks(path: str) -> Masks:
         raise PruningError(f"masks_from: there is no masks file {path}") from error
 
 
-def _agreed(trainer: Trainer, masks: Masks) -> Masks:
-    """Rank 0's masks, on every rank. Raises: RuntimeError on a rank whose own differ."""
-    if trainer.world_size == 1:
-        return masks
-    first = Masks(trainer.strategy.broadcast({name: mask.cpu() for name, mask in masks.items()}))
-    if first.digest() != masks.digest():
-        raise RuntimeError(f"rank {trainer.global_rank} found other masks than rank 0: {masks} and {first}")
-    return masks
+@contextmanager
+def _same_number_of_threads(criterion: Criterion | None) -> Iterator[None]:
+    """One thread where the order of additions decides: in sums of float32 over samples.
+
+    Launchers give each of n processes an n-th of the cores, and another number of threads adds up in another order.
+    One is the number that every process has a core for. Scores of SynFlow in float64 do not need it: their ranking
+    does not depend on rounding; scores of weights alone have no such sums.
+    """
+    if criterion is None or not (criterion.needs_batches or getattr(criterion, "precision", "float64") == "float32"):
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _notify(trainer: Trainer, hook: str, pl_module: LightningModule, *arguments: Any) -> None:

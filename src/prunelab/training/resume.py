@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
+
+Own = TypeVar("Own")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,18 +62,27 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 class SaveRandomState(Callback):
-    """Carry the state of all random generators in the checkpoint: dropout and the like go on where they were."""
+    """Carry the state of all random generators in the checkpoint: dropout and the like go on where they were.
+
+    Of several processes each goes on with its own. With another number of processes than before they take the states in
+    turn, as all begin with the same one; these are other draws than those of a training that was not stopped.
+    """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+        self._of_ranks: list[dict[str, Any]] = []
+        self._device = torch.device("cpu")
         self._at_epoch_end = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
 
     def state_dict(self) -> dict[str, Any]:
         version, keys, gauss = random.getstate()
         kind, numbers, *position = np.random.get_state(legacy=True)
         return {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else [],
             "python": [version, list(keys), gauss],
             "numpy": [kind, numbers.tolist(), *position],  # type: ignore[union-attr]
         }
@@ -79,25 +90,32 @@ class SaveRandomState(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.world_size > 1:
+            checkpoint["random_state_of_ranks"] = _of_ranks(trainer, self.state_dict())
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._of_ranks = checkpoint.get("random_state_of_ranks", [])
         if "loops" in checkpoint:  # otherwise there is nothing to resume, as Lightning says itself
             epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
             self._at_epoch_end = 0 < epoch["started"] == epoch["processed"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._at_epoch_end:  # before the loader's iterator is made, which may draw, as it did after the epoch's end
-            self._restore()
+            self._restore(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._restore(trainer)
 
-    def _restore(self) -> None:
+    def _restore(self, trainer: Trainer) -> None:
         if self._restored is None:
             return
         state, self._restored = self._restored, None
+        if self._of_ranks:
+            state = self._of_ranks[trainer.global_rank % len(self._of_ranks)]
         torch.set_rng_state(state["torch"])
-        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda_state, device)
+        if state["cuda"] and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"][0], self._device)
         version, keys, gauss = state["python"]
         random.setstate((version, tuple(keys), gauss))
         kind, numbers, *position = state["numpy"]
@@ -210,7 +228,7 @@ def _add(metric: Any, saved: dict[str, Any]) -> None:
         setattr(metric, name, current + addend.to(current.device))
 
 
-def _of_ranks(trainer: Trainer, own: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _of_ranks(trainer: Trainer, own: Own) -> list[Own]:
     """What each rank has, on every rank: only the first one writes the file."""
     if trainer.world_size == 1:
         return [own]

@@ -1,0 +1,408 @@
+"""A real run on two processes (gloo, CPU), of which some or all are ended at any moment: none is left, nothing hangs,
+and the same command ends as if nothing had been. Under Lightning's launcher (the first process) and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunelab.experiment.run_dir import LevelDir, RunDir
+from prunelab.training.resume import read_checkpoint
+
+NUM_STOPS = 5  # at random moments
+TRAIN = str(Path(__file__).parents[2] / "train.py")
+PATIENCE = 10.0  # seconds until the last process has ended
+# SLOW: seconds that each forward pass waits, so that a signal comes where it is meant to. LATE: the process that comes
+# a second after the other. The first line "passed" after an epoch is in the next one, far from its end
+NET = """\
+import os, time
+from torch import nn
+
+rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+if os.environ.get("LATE") == str(rank):
+    time.sleep(1)
+print(f"process {rank} is {os.getpid()}.", flush=True)
+
+class NoisyNet(nn.Sequential):
+    def __init__(self):
+        convolution, norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        head = nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 10)
+        super().__init__(convolution, norm, nn.ReLU(), *head)
+        self.num_passed = 0
+
+    def forward(self, images):
+        time.sleep(float(os.environ["SLOW"]))
+        self.num_passed += self.training
+        if self.training and self.num_passed % 4 == 1 and rank == 0:
+            print("passed", flush=True)
+        return super().forward(images)
+"""
+# 20 steps an epoch: the rewind point is in the middle of the second one
+CONFIG = """\
+# Batch norm, dropout, momentum, augmentation: all that a rewound and a resumed training has to bring back
+model:
+  net: {class_path: noisy_net.NoisyNet}
+  optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 1e-4}
+  lr_scheduler: {name: step, step_size: 1, gamma: 0.5}
+data: {name: digits, batch_size: 64, augment: crop, padding: 1}
+pruning: {criterion: iterative_snip, rounds: 10}
+tickets: {dense_first: true, levels: 1, density_per_level: 0.5, rewind_step: 30it}
+trainer: {max_epochs: 3, accelerator: cpu, devices: 2, strategy: ddp}
+"""
+OF_THE_CLOCK = ("latency_ms", "latency_128_ms", "seconds_scoring", "seconds_training", "checkpoint_bytes")
+FIRST, OTHER, ALL = (0,), (1,), (0, 1)
+
+
+class Processes:
+    """The processes of one command, by rank; under torchrun, rank -1 is its agent."""
+
+    def __init__(self, command: Any, torchrun: bool) -> None:
+        self.command, self.torchrun = command, torchrun
+
+    def read_to(self, sign: str) -> None:
+        self.command.read_to(sign)
+
+    @property
+    def ids(self) -> dict[int, int]:
+        """Of those that have said so: a process of torchrun's does when it begins, the others once it is started."""
+        found = re.findall(r"process (\d) is (\d+)\.", self.command.text)
+        return {int(rank): int(number) for rank, number in found} | {-1 if self.torchrun else 0: self.command.pid}
+
+    def send(self, number: signal.Signals, ranks: tuple[int, ...]) -> None:
+        for rank in ranks:
+            send(self.ids[rank], number)
+
+    def end(self) -> int:
+        """The exit code, once all of them have ended, which takes them no longer than it may.
+
+        They share the output, whose end is theirs; and it is looked whether they are really gone.
+        """
+        killer = threading.Timer(
+            6 * PATIENCE, self.send, (signal.SIGKILL, tuple(self.ids))
+        )  # a test may fail, not hang
+        killer.start()
+        code = self.command.end()
+        killer.cancel()
+        for number in self.ids.values():
+            assert not is_running(number), self.text
+        return code
+
+    def end_soon(self) -> int:
+        began = time.monotonic()
+        code = self.end()
+        assert time.monotonic() - began < PATIENCE, self.text
+        return code
+
+    @property
+    def text(self) -> str:
+        return self.command.text
+
+
+def send(process: int, number: signal.Signals) -> None:
+    if is_running(process):
+        os.kill(process, number)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, and it is not only waiting for its parent to take note of its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that nothing has interrupted."""
+
+    path: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands are given."""
+    path = tmp_path_factory.mktemp("killed_processes")
+    (path / "noisy_net.py").write_text(NET)
+    (path / "killed.yaml").write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(directory: Path, launch: Any) -> Finished:
+    began = time.monotonic()
+    words = ["--config", "killed.yaml", "--output_dir", "whole"]
+    processes = Processes(launch(words, directory, processes=2, SLOW="0"), torchrun=False)
+    assert processes.end() == 0, processes.text
+    assert processes.ids.keys() == {0, 1}
+    return Finished(run_in(directory / "whole"), time.monotonic() - began)
+
+
+@pytest.fixture
+def train(directory: Path, start: Any) -> Callable[..., Processes]:
+    """train("name") starts the run with that output directory. slow, environment: see NET."""
+
+    def begin(output_dir: str, *more: str, slow: float = 0.0, torchrun: bool = False, **environment: str) -> Processes:
+        words = ["--output_dir", output_dir, *(more or ("--config", "killed.yaml"))]
+        command = start(words, directory, processes=2, torchrun=torchrun, SLOW=str(slow), **environment)
+        return Processes(command, torchrun)
+
+    return begin
+
+
+class RealCommand:
+    """What conftest's Command is, without its fork server: as a user gives it, everything imported anew."""
+
+    def __init__(self, words: list[str], directory: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "SLOW": "0.01"}
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self._process = subprocess.Popen([sys.executable, *words], cwd=directory, env=environment, **options)
+        self.pid = self._process.pid
+        self.text = ""
+
+    def read_to(self, sign: str) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.text += line
+            if sign in line:
+                return
+        raise AssertionError(self.text)
+
+    def end(self) -> int:
+        self.text += self._process.communicate()[0]
+        return self._process.returncode
+
+
+@pytest.fixture
+def torchrun(directory: Path) -> Iterator[Callable[..., Processes]]:
+    """torchrun(words) is a real command; what a test leaves of it is killed."""
+    commands: list[Processes] = []
+
+    def begin(*words: str) -> Processes:
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+        command = RealCommand([*launcher, TRAIN, "--config", "killed.yaml", *words], directory)
+        commands.append(Processes(command, torchrun=True))
+        return commands[-1]
+
+    yield begin
+    for processes in commands:
+        processes.send(signal.SIGKILL, tuple(processes.ids))
+
+
+def run_in(output_dir: Path) -> Path:
+    """The run that is there, without those that --fresh has set aside."""
+    (run,) = (path for path in output_dir.glob("*") if not path.name[-2:].startswith("."))
+    return run
+
+
+def levels_of(run: Path) -> list[LevelDir]:
+    return RunDir(run).levels()
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    assert content is not None
+    return content
+
+
+def left(run: Path) -> dict[str, Any]:
+    """All that the levels of a run leave, apart from what is measured by the clock."""
+    found: dict[str, Any] = {"files": sorted(path.name for path in run.iterdir())}
+    for level in levels_of(run):
+        record = json.loads(level.record.read_text())
+        last = checkpoint(level.last_checkpoint)
+        found[level.path.name] = {
+            "files": sorted(path.name for path in level.path.iterdir() if "tfevents" not in path.name),
+            "record": {key: value for key, value in record.items() if key not in OF_THE_CLOCK},
+            "metrics": level.metrics.read_bytes(),
+            "masks": torch.load(level.masks, weights_only=True),
+            "ticket": torch.load(level.ticket, weights_only=True),
+            "weights": last["state_dict"],
+            "optimizer": last["optimizer_states"],
+            "random": last["random_state_of_ranks"],
+            "best": checkpoint(level.best_checkpoint)["state_dict"],
+        }
+    return found
+
+
+def same_result(run: Path, whole: Finished) -> None:
+    """Weights, optimizer, random state of both processes, masks, rows, records: bit for bit."""
+    assert_equal(left(run), left(whole.path))
+
+
+def assert_equal(one: Any, other: Any, path: str = "") -> None:
+    """Nested values that are the same, tensors bit for bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key, value in one.items():
+            assert_equal(value, other[key], f"{path}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), path
+        for index, (value, counterpart) in enumerate(zip(one, other, strict=True)):
+            assert_equal(value, counterpart, f"{path}/{index}")
+    else:
+        assert one == other, path
+
+
+def test_each_process_draws_for_itself(whole: Finished) -> None:
+    """Or the random state of the first would do for both."""
+    one, other = checkpoint(levels_of(whole.path)[0].last_checkpoint)["random_state_of_ranks"]
+    assert one.keys() == other.keys()
+    assert not torch.equal(one["torch"], other["torch"])
+
+
+def test_killed(directory: Path, train: Any, whole: Finished) -> None:
+    """Where they score and where they train, and at random moments."""
+    for sign, ranks in (
+        ("process 1 is", FIRST),
+        ("process 1 is", OTHER),
+        ("level 0  epoch 1/3", FIRST),
+        ("level 0  epoch 2/3", OTHER),
+        ("level 1  pruning:", FIRST),
+        ("level 1  pruning:", OTHER),
+        ("level 1  epoch 2/3", ALL),
+    ):
+        processes = train("killed", slow=0.02)
+        processes.read_to(sign)
+        processes.send(signal.SIGKILL, ranks)
+        assert processes.end_soon() != 0, processes.text
+    processes = train("killed")
+    assert processes.end() == 0, processes.text
+    same_result(run_in(directory / "killed"), whole)
+
+
+def test_killed_at_random_moments(directory: Path, train: Any, whole: Finished) -> None:
+    stopped_at_random(signal.SIGKILL, "random", train, whole)
+    same_result(run_in(directory / "random"), whole)
+
+
+def test_signals_to_one_or_all(directory: Path, train: Any, whole: Finished) -> None:
+    """In an epoch they save together; while they begin or score there is nothing to save."""
+    for sign, ranks in (
+        ("process 1 is", OTHER),
+        ("level 0  epoch 1/3", FIRST),
+        ("level 0  epoch 2/3", OTHER),
+        ("level 1  pruning:", FIRST),
+        ("level 1  pruning:", OTHER),
+        ("level 1  pruning:", ALL),
+        ("level 1  epoch 2/3", ALL),
+    ):
+        processes = train("signals", slow=0.02)
+        processes.read_to(sign)
+        if "epoch" in sign:
+            processes.read_to("passed")
+        processes.send(signal.SIGTERM, ranks)
+        assert processes.end_soon() == 143, processes.text
+        if "epoch" in sign:
+            stopped = re.search(r"stopped by SIGTERM in epoch (\d) after step (\d+), saved ", processes.text)
+            assert stopped is not None, processes.text
+            content = checkpoint(levels_of(run_in(directory / "signals"))[-1].last_checkpoint)
+            assert (content["epoch"] + 1, content["global_step"]) == (int(stopped[1]), int(stopped[2]))
+            assert content["global_step"] % 20
+        assert "Traceback" not in processes.text
+    processes = train("signals")
+    assert processes.end() == 0, processes.text
+    same_result(run_in(directory / "signals"), whole)
+
+
+def test_signals_at_random_moments(directory: Path, train: Any, whole: Finished) -> None:
+    for processes in stopped_at_random(signal.SIGTERM, "random_signals", train, whole):
+        assert processes.end() in (0, 143, -signal.SIGTERM), processes.text  # the last: after the run, while it ends
+        assert "Traceback" not in processes.text
+    same_result(run_in(directory / "random_signals"), whole)
+
+
+def stopped_at_random(
+    number: signal.Signals, output_dir: str, train: Callable[..., Processes], whole: Finished
+) -> list[Processes]:
+    """The commands that it took to come to the end of a run, the first of which got the signal somewhere."""
+    moments = random.Random(0)
+    commands: list[Processes] = []
+    while not commands or commands[-1].end() != 0:
+        commands.append(train(output_dir))
+        if len(commands) <= NUM_STOPS:
+            commands[-1].read_to("process 1 is")
+            time.sleep(moments.uniform(0.0, 0.6) * whole.seconds)
+            commands[-1].send(number, moments.choice((FIRST, OTHER, ALL)))
+            commands[-1].end_soon()
+        assert len(commands) <= NUM_STOPS + 1, commands[-1].text
+    return commands
+
+
+def test_torchrun(directory: Path, train: Any, whole: Finished) -> None:
+    """The agent, one of its processes or all of them; its exit codes are its own."""
+    agent = (-1,)
+    for sign, number, ranks in (
+        ("process 1 is", signal.SIGKILL, agent),
+        ("level 0  epoch 1/3", signal.SIGTERM, (-1, 0, 1)),
+        ("level 0  epoch 2/3", signal.SIGKILL, agent),
+        ("level 1  pruning:", signal.SIGKILL, OTHER),
+        ("level 1  pruning:", signal.SIGTERM, agent),
+        ("level 1  pruning:", signal.SIGKILL, FIRST),
+        ("level 1  epoch 2/3", signal.SIGTERM, OTHER),
+    ):
+        processes = train("torchrun", slow=0.02, torchrun=True)
+        processes.read_to(sign)
+        if "epoch" in sign:
+            processes.read_to("passed")
+        processes.send(number, ranks)
+        assert processes.end_soon() != 0, processes.text
+        if "epoch" in sign and number == signal.SIGTERM:
+            assert re.search(r"stopped by SIGTERM in epoch \d after step \d+, saved ", processes.text), processes.text
+    processes = train("torchrun", torchrun=True)
+    assert processes.end() == 0, processes.text
+    same_result(run_in(directory / "torchrun"), whole)
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_fresh_under_torchrun(late: str, directory: Path, train: Any) -> None:
+    """Whichever process comes first, none goes by what the other sets aside; and a restart by the agent goes on."""
+    (directory / "short.yaml").write_text(re.sub("tickets:.*", "", CONFIG))
+    short = ("--config", "short.yaml", "--trainer.max_epochs", "1", "--pruning.density", "0.3")
+    name = f"fresh_{late}"
+    processes = train(name, *short)
+    assert processes.end() == 0, processes.text
+    run = run_in(directory / name)
+    before = left(run)
+    processes = train(name, *short, "--fresh", torchrun=True, LATE=late)
+    assert processes.end() == 0, processes.text
+    kept = run.with_name(f"{run.name}.1")
+    assert f"what was there is kept as {kept.relative_to(directory)}\n" in processes.command.lines
+    assert "finished earlier" not in processes.text
+    assert "resuming from" not in processes.text
+    assert_equal(left(kept), before)
+    assert_equal(left(run), before)
+    processes = train(name, *short, "--fresh", TORCHELASTIC_RESTART_COUNT="1")
+    assert processes.end() == 0, processes.text
+    assert "finished earlier" in processes.text
+
+
+def test_a_real_command(directory: Path, torchrun: Any, train: Any, whole: Finished) -> None:
+    """Of torchrun, whose agent is killed; what one launcher has begun the other one ends."""
+    processes = torchrun("--output_dir", "real")
+    processes.read_to("epoch 1/3")
+    processes.read_to("passed")
+    processes.send(signal.SIGKILL, (-1,))
+    processes.end_soon()
+    assert processes.ids.keys() == {-1, 0, 1}
+    processes = train("real")
+    assert processes.end() == 0, processes.text
+    assert "resuming from" in processes.text
+    same_result(run_in(directory / "real"), whole)
