@@ -99,7 +99,7 @@ def free_port() -> int:
 
 def run_job(directory: Path, **environment: str) -> tuple[int, str]:
     """Exit code and output of the batch script, on 2 tasks of one node."""
-    arguments = "--config quickstart.yaml --model.net mlp --pruning.criterion magnitude --trainer.max_epochs 30"
+    arguments = "--config quickstart.yaml --model.net mlp --pruning.criterion magnitude --trainer.max_epochs 12"
     command = ["bash", "docs/slurm.sh", *arguments.split(), "--trainer.accelerator", "cpu"]
     command += ["--output_dir", str(directory / "runs")]
     slurm = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NUM_NODES": "1", "CPUS_PER_TASK": "1"}
@@ -142,7 +142,7 @@ def test_batch_script_requeues_when_its_time_is_over_and_goes_on(tmp_path: Path)
     code, output = run_job(tmp_path, SLURM_RESTART_COUNT="1")
     assert code == 0, output
     assert "resuming from" in output
-    assert "epoch 30/30" in output
-    assert "epoch 1/30" not in output
+    assert "epoch 12/12" in output
+    assert "epoch 1/12" not in output
     assert (programs / "scontrol.calls").read_text() == "requeue 4321\n"
     assert len(list((tmp_path / "runs").iterdir())) == 1

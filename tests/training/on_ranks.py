@@ -32,7 +32,6 @@ from prunelab.pruning.diagnostics import count_leaked
 from prunelab.training import Classifier, KeepPruned, PruningAtInit
 
 NAMES = [name for name in criteria.__all__ if name[0].islower()]
-FEW = ["snip", "grasp", "synflow"]  # for 4 ranks
 NUM_TEST = 101
 Found = dict[str, Any]
 
@@ -229,8 +228,7 @@ def averages_start(ranks: Ranks) -> Found:
 
 def trainings(ranks: Ranks) -> dict[str, Callable[[], Found]]:
     """Name -> training, in the same order on all ranks."""
-    names = FEW if ranks.world_size == 4 else NAMES
-    found: dict[str, Callable[[], Found]] = {f"masks {name}": partial(masks_and_start, ranks, name) for name in names}
+    found: dict[str, Callable[[], Found]] = {f"masks {name}": partial(masks_and_start, ranks, name) for name in NAMES}
     for net, num_train, batch_size, options in EXACT:
         name = exact_name(net, num_train, batch_size, options)
         found[name] = partial(exact, ranks, NETS[net], num_train, batch_size, **options)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from prunelab.training.ranks import check_alike, of_ranks, weights_digest
 
-from .on_ranks import EXACT, FEW, KEPT, NAMES, NUM_TEST, exact_name
+from .on_ranks import EXACT, KEPT, NAMES, NUM_TEST, exact_name
 
-ALL = [(name, world_size) for world_size, names in ((2, NAMES), (4, FEW)) for name in names]
+ALL = [(name, world_size) for world_size in (2, 4) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
