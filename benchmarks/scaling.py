@@ -42,6 +42,7 @@ from prunelab.pruning import Masks
 
 DENSITY = 0.01
 PROCESSES = 2
+BUSY = ". Other work was on these cores: the times say nothing of scaling"
 
 
 def _resnet50(num_classes: int, image_size: int) -> nn.Module:
@@ -240,13 +241,16 @@ def main() -> None:
     turns = min(options.turns, 2) if options.quick else options.turns
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    where = machine("cpu")
+    where, load = machine("cpu"), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = options.cache or folder
         find_masks("resnet20", "synflow", DENSITY, cache)  # once, before the processes look for them
         find_masks("small", "synflow", DENSITY, cache)
         mp.spawn(_work, (folder, cache, turns), nprocs=PROCESSES)
+        where += ", at the end " + ", ".join(f"{value:.1f}" for value in os.getloadavg())
+        if load > 0.5:
+            where += BUSY
         found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     timings = [Timing(**row) for row in found["timings"]]
     volumes = [Volume(**row | {"buckets": tuple(row["buckets"])}) for row in found["volumes"]]

@@ -110,6 +110,16 @@ def test_refused_with_one_line(name: str, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_forward_that_casts_to_its_own_precision() -> None:
+    net = Branching(lambda net, x: net.fc(net.features(x.float())))
+    masks = ragged_masks(net, 0.5, 0)
+    dead = {**masks, "fc.weight": masks["fc.weight"].clone()}
+    dead["fc.weight"][:, 1] = False
+    found = compact(net, Masks(dead), torch.zeros(1, 2, 6, 6))
+    assert found.net.conv.out_channels < 6
+    assert next(net.parameters()).dtype == torch.float32
+
+
 def test_networks_that_cannot_be_copied_are_refused() -> None:
     net = Branching(lambda net, x: net.fc(net.features(x)))
     masks = ragged_masks(net, 0.5, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from prunelab import cli
+from prunelab.compaction import ChannelIndex
 from prunelab.experiment.run_dir import LevelDir, RunDir
 from prunelab.export import __main__ as command
 from prunelab.export import load_packed
@@ -418,6 +420,21 @@ def test_a_damaged_channel_index(trained: dict[str, RunDir], output: Path, tmp_p
     run_dir = RunDir(shutil.copytree(trained["compact"].path, tmp_path / "other"))
     run_dir.level(0).channel_index.write_bytes(b"no index")
     refuse(run_dir, output, capsys, "holds no index of channels or is damaged")
+
+
+def test_a_foreign_channel_index(trained: dict[str, RunDir], output: Path, tmp_path: Path, capsys: Any) -> None:
+    run_dir = RunDir(shutil.copytree(trained["compact"].path, tmp_path / "other"))
+    index = ChannelIndex.load(run_dir.level(0).channel_index)
+    others = {name: parts for name, parts in index.kept.items() if not name.startswith("classifier")}
+    replace(index, kept=others).save(run_dir.level(0).channel_index)
+    refuse(run_dir, output, capsys, "is not that of the level's record")
+
+
+def test_a_file_in_the_levels_directory_if_no_other_is_named(real: RunDir, capsys: Any) -> None:
+    assert main([str(real.path), "--format", "packed"]) == 0
+    path = real.level(0).path / "trained.packed"
+    assert capsys.readouterr().out.startswith(f"{path}: ")
+    assert load_packed(path)[1] == Masks.load(real.level(0).masks)
 
 
 def test_a_program_that_computes_something_else_is_not_written(

@@ -97,7 +97,7 @@ def _export(arguments: argparse.Namespace) -> list[str]:
         raise RunError(f"--format {arguments.format} needs {', '.join(missing)}: pip install -e '.[export]'")
     run_dir = RunDir(arguments.run_dir)
     found = find(run_dir, arguments.level, arguments.weights or form.when)
-    output = arguments.output or run_dir.level(found.level).path / f"{found.when}_{arguments.format}{form.suffix}"
+    output = arguments.output or run_dir.level(found.level).path / f"{found.when}{form.suffix}"
     _check_free(output, arguments.force)
     lines: list[str] = []
     if form.program is not None:
