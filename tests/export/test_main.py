@@ -443,5 +443,5 @@ def test_a_program_that_computes_something_else_is_not_written(
     def wrong(net: nn.Module, example_input: torch.Tensor, about: object) -> Program:
         return Program(b"program", lambda inputs: net(inputs) * 1.001)
 
-    monkeypatch.setitem(FORMATS, "torch", command.Format("", program=wrong))
+    monkeypatch.setitem(FORMATS, "torch", command.Format("", ".pt2", program=wrong))
     refuse(trained["masked"], output, capsys, "gives other logits than the masked network: they differ by ")
