@@ -149,8 +149,8 @@ def _assert_trained_equal(
         states.append(state if network is small else found.index.take(state))
     drift = distance(states[2], states[0])
     difference = distance(states[1], states[0])
-    # where rounding grows, one draw of it is as good as another up to a small factor
-    assert difference <= max(1e-9, 4 * drift), f"after {steps.number} steps: {difference}, control {drift}"
+    # where rounding grows, no more than a control shows whose weights were perturbed by 1e-15
+    assert difference <= max(1e-9, drift), f"after {steps.number} steps: {difference}, control {drift}"
     # and the full network that computes the same, whichever one is filled in
     wanted = outputs(small, batch[0], False)
     for other in (initial, full):
