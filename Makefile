@@ -1,20 +1,34 @@
 # make run    sets everything up, then prunes and trains on data that ships
 # make test   sets everything up, then formats, types and runs the tests
-# make bench  step time and peak memory of dense, masked and compact networks; 1 and 2 processes: 17 minutes on idle cores
+# make bench  all tables of benchmarks/results, 40 minutes on idle cores
 # make setup  only the environment, in .venv
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test bench setup check
+.PHONY: run test test-runs test-parts bench setup check
 run: setup
 	$(BIN)/python train.py --config quickstart.yaml
 
+# two halves beside each other, a thread for each process: runs that are started, killed and resumed; everything else
+RUNS := tests/experiment tests/test_*.py
 test: check
-	$(BIN)/python -m pytest
+	$(MAKE) --jobs 2 --keep-going --output-sync=line test-runs test-parts
+
+test-runs:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RUNS)
+
+test-parts:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(addprefix --ignore=,$(wildcard $(RUNS)))
 
 bench: setup
 	$(BIN)/python benchmarks/compact.py
+	$(BIN)/python benchmarks/synflow.py
+	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/gradient_scoring.py
+	$(BIN)/python benchmarks/masked_step.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py
 
 check: setup

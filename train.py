@@ -17,8 +17,10 @@ def main(argv: list[str]) -> int:
     try:
         from prunelab.command_line import Command, read_or_answer
         from prunelab.launcher import end_with_launcher
+        from prunelab.memory import keep_freed_memory
 
         end_with_launcher()
+        keep_freed_memory()
         command = read_or_answer(argv)
         if not isinstance(command, Command):
             return command

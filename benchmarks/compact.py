@@ -30,6 +30,7 @@ import torch
 from compact_masks import SETTINGS, find_masks
 from training_step import Training, Variant, compacted, dense, masked
 
+from prunelab.memory import keep_freed_memory
 from prunelab.pruning.diagnostics import count_macs
 
 RESULTS = Path(__file__).parent / "results"
@@ -207,6 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.turns = min(options.turns, 3)
+    keep_freed_memory()  # as train.py does
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = machine(device)
     print(where, flush=True)

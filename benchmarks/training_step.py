@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from prunelab.compaction import ChannelIndex, compact, shrink
+from prunelab.memory import keep_freed_memory
 from prunelab.pruning import Masks
 from prunelab.training.keep_pruned import KeepPruned
 
@@ -132,4 +133,5 @@ def _resident(key: str) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as train.py does
     print(peak_bytes(Path(sys.argv[1])))

@@ -27,13 +27,20 @@ ROOMS: dict[str, set[str]] = {
     "report": {"training", "compaction", "pruning", "models", "data", "names"},
     "experiment": {"report", "training", "compaction", "pruning", "models", "data", "names", "launcher"},
     "launcher": set(),
+    "memory": set(),
     "config": {"names"},
     "command_line": {"config", "names"},
     "messages": {"config", "names"},
     "export": {"experiment", "report", "training", "compaction", "pruning", "models", "data", "names"},
 }
 ENTRIES = {"cli", "report.__main__", "export.__main__"}  # import what they like: they build what a config says
-LIGHT = ("names", "launcher", "config", "command_line")  # what train.py imports before it knows that there is work
+LIGHT = (
+    "names",
+    "launcher",
+    "memory",
+    "config",
+    "command_line",
+)  # what train.py imports before it knows that there is work
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics")
 MAY_USE_LIGHTNING = ("data", "training", "report", "experiment", "cli", "compat")
 HEAVY = ("torch", "torchvision", "numpy", "sklearn", "matplotlib", "rich", "jsonargparse", "tensorboard", *LIGHTNING)

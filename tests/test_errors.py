@@ -110,7 +110,6 @@ MISFITS = [
     ("--pruning.exclude+=*", "nothing to prune"),
     ("--pruning.include+=nothing*", "the pattern 'nothing*' matches no parameter"),
     ("--pruning.rounds 0", "rounds must be"),
-    ("--pruning.compact_multiple 8", "compact_multiple 8: it is at least 1, and goes with compact true"),
     ("--pruning.compact true --pruning.compact_multiple 0", "compact_multiple 0: it is at least 1"),
     ("--pruning.samples_per_class 3", "samples_per_class: Magnitude scores without data"),
     ("--pruning.weights_from nowhere.pt", "weights_from: no file nowhere.pt"),

@@ -19,12 +19,13 @@ from prunelab.pruning.criteria import synflow
 
 from .exactness import Step, assert_exact, make_trained, masked, ragged_masks
 
-# resnet1202 is left out: 600 blocks of the kind that resnet110 has 54 of
-BUILDERS = sorted(set(models.__all__) - {"ModelError", "initialise", "wrn18_64", "resnet1202"})
+BUILDERS = sorted(set(models.__all__) - {"ModelError", "initialise", "wrn18_64"})  # the last is a second name
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    size = 16 if "vgg" in name or name == "lenet5" else 8
+    """Pictures are as large as the network needs: on one pixel batch norm of equal numbers gives 0 up to rounding, and
+    whether a ReLU passes that or not is chance."""
+    size = 16 if "vgg" in name or name.endswith("_64") or name == "lenet5" else 8
     is_narrow = name.startswith("resnet") and not name.endswith("_64")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -37,9 +38,7 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 def test_every_model(name: str) -> None:
     net, batch = build(name)
     masks = ragged_masks(net, 0.05, 0, 0.5)
-    # two for outputs and gradients alone: the steps of the wide one take as long as all others together; those of
-    # resnet34_64 end 3e-7 apart, where controls perturbed by 1e-15 end 5e-13 to 3e-7 apart: not explained yet
-    found = assert_exact(net, masks, batch, steps=Step(2), trains=name not in ("wide_resnet18_64", "resnet34_64"))
+    found = assert_exact(net, masks, batch, steps=Step(20))
     assert count_channels(found.net) < 0.7 * count_channels(net)
 
 

@@ -10,17 +10,33 @@ IMAGES = torch.randint(0, 256, (64, 3, 9, 12), dtype=torch.uint8, generator=torc
 SAMPLES = torch.arange(64)
 
 
-def test_crop_flip_normalise_equals_torchvision() -> None:
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 32, 32), (3, 64, 64), (1, 64, 64), (3, 9, 12)])
+@pytest.mark.parametrize("padding", [0, 4, 8])
+def test_crop_flip_normalise_equals_torchvision_bit_for_bit(shape: tuple[int, int, int], padding: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    top, left = torch.randint(0, 9, (2, 64), generator=generator)
-    flip = torch.rand(64, generator=generator) < 0.5
-    mean, std = torch.tensor([0.49, 0.48, 0.44]), torch.tensor([0.25, 0.24, 0.26])
-    ours = Normalisation(mean, std)(crop_and_flip(IMAGES, 4, top, left, flip))
-    for index in range(64):
-        picture = tv.crop(tv.pad(IMAGES[index], [4]), int(top[index]), int(left[index]), 9, 12)
+    images = torch.randint(0, 256, (40, *shape), dtype=torch.uint8, generator=generator)
+    top, left = torch.randint(0, 2 * padding + 1, (2, 40), generator=generator)
+    flip = torch.rand(40, generator=generator) < 0.5
+    top[:4], left[:4] = torch.tensor([[0, 0, 2 * padding, 2 * padding], [0, 2 * padding, 0, 2 * padding]])  # corners
+    flip[:4], flip[-1] = torch.tensor([True, False, True, False]), True
+    mean, std = torch.tensor([0.49, 0.48, 0.44])[: shape[0]], torch.tensor([0.25, 0.24, 0.26])[: shape[0]]
+    cropped = crop_and_flip(images, padding, top, left, flip)
+    ours = Normalisation(mean, std)(cropped)
+    assert cropped.dtype == torch.uint8
+    assert ours.is_contiguous()
+    for index, image in enumerate(images):
+        # on PIL images, as in the pipeline that everyone writes
+        picture = tv.crop(tv.pad(tv.to_pil_image(image), [padding]), int(top[index]), int(left[index]), *shape[1:])
         picture = tv.hflip(picture) if flip[index] else picture
-        theirs = tv.normalize(picture.float() / 255, mean.tolist(), std.tolist())
-        torch.testing.assert_close(ours[index], theirs, atol=1e-6, rtol=0)
+        assert torch.equal(cropped[index], tv.pil_to_tensor(picture))
+        assert torch.equal(ours[index], tv.normalize(tv.to_tensor(picture), mean.tolist(), std.tolist()))
+
+
+def test_every_grey_level_is_normalised_as_by_torchvision() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    for mean, std in ((0.1307, 0.3081), (0.485, 0.229), (0.0, 1 / 255), (0.5, 0.5)):
+        theirs = tv.normalize(levels.float() / 255, [mean], [std])
+        assert torch.equal(Normalisation(torch.tensor([mean]), torch.tensor([std]))(levels), theirs)
 
 
 def splitmix64(key: int, count: int) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunelab.data.augment import Normalisation, RandomCropFlip
 from prunelab.data.errors import DataError
@@ -172,3 +173,40 @@ def test_augmentation_does_not_depend_on_ranks_or_batches() -> None:
     shared = pictures(16, 0, 2) | pictures(16, 1, 2)
     assert alone.keys() == shared.keys() == set(range(40))
     assert all(torch.equal(alone[label], shared[label]) for label in alone)
+
+
+class Moves(TorchDispatchMode):
+    """Counts the tensors that go from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
+            self.num += source.device != out.device
+        return out
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_on_a_device_only_the_order_moves_once_an_epoch(seed: int | None) -> None:
+    # "meta" stands in for a GPU: as it holds no values, whatever makes the host wait for one raises there
+    # (.item(), .cpu(), boolean indexing, nonzero)
+    images, numbers = torch.zeros(40, 3, 6, 6, dtype=torch.uint8, device="meta"), torch.arange(40)
+    batches = TensorLoader(
+        images,
+        numbers.to("meta"),
+        numbers,
+        LEAVE_AS_IS,
+        batch_size=8,
+        seed=seed,
+        augment=RandomCropFlip(2, True, seed=3),
+    )
+    with Moves() as moves:
+        for epoch in range(2):
+            batches.set_epoch(epoch)
+            shapes = [(tuple(x.shape), len(y), x.device.type, y.device.type) for x, y in batches]
+            assert shapes == [((8, 3, 6, 6), 8, "meta", "meta")] * 5
+    assert moves.num == 2

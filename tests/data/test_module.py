@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -313,6 +314,52 @@ def test_overfit_batches_repeats_the_same_pictures(tmp_path: Path) -> None:
     model = Linear()
     trainer(tmp_path, overfit_batches=1).fit(model, datamodule=build())
     assert [seen for _, seen in model.seen] == [model.seen[0][1]] * 3
+
+
+def test_what_another_module_has_read_can_be_shared() -> None:
+    calls = []
+
+    def counting(name: str) -> ImageArrays:
+        calls.append(name)
+        return read()
+
+    def module(name: str = "a", **options: Any) -> ImageDataModule:
+        return ImageDataModule(partial(counting, name), 8, **{"val_size": 6, "augment": "crop_flip", **options})
+
+    first, second, alone = module(seed=1), module(seed=2), module(seed=2)
+    first.setup()
+    second.take_over(first)
+    for each in (second, alone):
+        each.setup()
+    assert calls == ["a", "a"]
+    assert second.arrays is first.arrays
+    pairs = zip(second.train_dataloader(), alone.train_dataloader(), strict=True)
+    assert all(torch.equal(ours, theirs) for one, other in pairs for ours, theirs in zip(one, other, strict=True))
+    for other in (module("b"), module(val_size=5), module(split_seed=1)):
+        with pytest.raises(DataError, match="read or split differently"):
+            other.take_over(first)
+
+
+def test_pictures_move_to_a_gpu_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[torch.device] = []
+
+    def move(arrays: ImageArrays, device: torch.device) -> ImageArrays:
+        moved.append(device)  # "meta" stands in for a GPU
+        tensors = (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels)
+        return ImageArrays(*(tensor.to("meta") for tensor in tensors), arrays.class_names)
+
+    monkeypatch.setattr(ImageArrays, "to", move)
+    monkeypatch.setattr(module_file, "fits", lambda num_bytes, device: True)
+    module = ImageDataModule(read, 8, 6, "crop_flip", 1, 0)
+    gpu = SimpleNamespace(root_device=torch.device("cuda", 0), broadcast=lambda value: value)
+    module.trainer = SimpleNamespace(strategy=gpu)  # type: ignore[assignment]
+    module.setup("fit")
+    gpu.root_device = torch.device("meta")
+    for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
+        assert isinstance(loader, TensorLoader)
+        assert loader.images is module.arrays.train_images or loader.images is module.arrays.test_images
+        assert all(x.device.type == y.device.type == "meta" for x, y in loader)
+    assert moved == [torch.device("cuda", 0)]
 
 
 def test_reads_once_for_fit_and_test(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import select
 import signal
 import socket
 import subprocess
@@ -326,6 +327,11 @@ class Command:
             if sign in line:
                 return
         raise AssertionError("".join(self.lines))
+
+    def read_available(self) -> None:
+        """What it has printed since, without waiting for more; not after `read_to`, which may hold some back."""
+        while select.select([self._output], [], [], 0)[0] and (printed := os.read(self._output.fileno(), 2**16)):
+            self.lines.append(printed.decode(errors="replace"))
 
     def send(self, number: signal.Signals) -> None:
         if self._code is None:  # afterwards the id may be another's

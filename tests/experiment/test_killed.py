@@ -60,5 +60,4 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(start: Any, tmp_path: Pat
         assert record.pop("seconds_training") > 0
         assert record.pop("latency_ms") > 0
         assert record.pop("latency_128_ms") > 0
-        assert record.pop("checkpoint_bytes") > 0  # it holds paths and times, which differ in length
     assert records[0] == records[1]

@@ -13,6 +13,8 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
+from prunelab.experiment import train_level
+from prunelab.experiment.footprint import footprint
 from prunelab.experiment.run_dir import LevelDir
 from prunelab.pruning import Masks, PruningError
 from prunelab.training.resume import read_checkpoint
@@ -99,6 +101,19 @@ def test_levels_prune_what_the_level_before_ended_with(experiment: Any) -> None:
         assert (record["steps"], record["epochs"]) == (STEPS, 3)
         assert not level.start_checkpoint.exists()
     assert [record_of(level)["level"] for level in levels] == [0, 1, 2, 3]
+
+
+def test_masked_levels_are_one_measurement_of_the_network(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[dict[str, Any]] = []
+
+    def counted(*given: Any) -> dict[str, Any]:
+        measured.append(footprint(*given))
+        return measured[-1]
+
+    monkeypatch.setattr(train_level, "footprint", counted)
+    levels = experiment.levels(**TICKET, **{"tickets.levels": 2, "tickets.density_per_level": 0.5})
+    assert len(measured) == 1
+    assert all(measured[0].items() <= record_of(level).items() for level in levels)
 
 
 def test_masks_are_what_training_kept_zero(experiment: Any) -> None:

@@ -81,7 +81,7 @@ def same_result(one: LevelDir, other: LevelDir) -> None:
     assert one.metrics.read_bytes() == other.metrics.read_bytes()
     records = [record_of(level) for level in (one, other)]
     for record in records:
-        for key in ("seconds_scoring", "seconds_training", "latency_ms", "latency_128_ms", "checkpoint_bytes"):
+        for key in ("seconds_scoring", "seconds_training", "latency_ms", "latency_128_ms"):
             assert record.pop(key) >= 0
     assert records[0] == records[1]
 
@@ -191,6 +191,16 @@ def test_validation_chooses_and_test_reports(experiment: Any, data: ImageDataMod
     assert record["test_accuracy"] == pytest.approx(accuracy(last, *test))
     assert record["test_accuracy_best"] == pytest.approx(accuracy(best, *test))
     assert record["test_accuracy"] != record["test_accuracy_best"]
+
+
+def test_weights_of_the_last_epoch_are_tested_once(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    test = Trainer.test
+    monkeypatch.setattr(Trainer, "test", lambda *args, **settings: (runs.append("test"), test(*args, **settings))[1])
+    record = record_of(experiment(**{"trainer.max_epochs": 1}))
+    assert record["best_epoch"] == 1
+    assert record["test_accuracy_best"] == record["test_accuracy"] > 0
+    assert len(runs) == 1
 
 
 def test_the_hparams_tab_is_filled(experiment: Any) -> None:

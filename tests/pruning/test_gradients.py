@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +95,61 @@ def test_temperature_divides_the_outputs() -> None:
     expected = torch.autograd.grad(loss_at(net, weights, batch, 7.0), list(weights.values()))
     gradient = loss_gradient(scoring_of(net, [batch]), temperature=7.0)
     assert_close(gradient, dict(zip(weights, expected, strict=True)))
+
+
+class OneAtATime:
+    """Batches that are made when they are read, and what is alive then."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], number: int, look: Callable[[], Any]) -> None:
+        self.batch, self.number, self.look = batch, number, look
+        self.seen: list[Any] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(self.number):
+            self.seen.append(self.look())
+            yield self.batch[0].clone(), self.batch[1].clone()
+
+
+class Saved:
+    """What a graph keeps of a forward pass, for the backward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("batch_norm", ["running", "batch"])
+@pytest.mark.parametrize("second_order", [False, True])
+def test_one_batch_at_a_time_is_in_memory(second_order: bool, batch_norm: Any) -> None:
+    """When a batch is read nothing of an earlier one is left: no graph, and of weight-sized tensors as many."""
+    net = with_dropout()
+    shapes = {weight.shape for weight in masked_weights(scoring_of(net, [samples(4, 2, 6, 6)])).values()}
+    saved: weakref.WeakSet[Saved] = weakref.WeakSet()
+    num_saved = 0
+
+    def pack(tensor: Tensor) -> Saved:
+        nonlocal num_saved
+        saved.add(kept := Saved(tensor))
+        num_saved += 1
+        return kept
+
+    def alive() -> tuple[int, int]:
+        # `type`, not isinstance: the latter wakes lazy objects of other libraries
+        found = [o for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter)]
+        return len(saved), sum(tensor.shape in shapes for tensor in found)
+
+    gc.collect()  # what other tests left
+    batches = OneAtATime(samples(4, 2, 6, 6), 5, alive)
+    scoring = Scoring(net, dense(net), torch.zeros(1, 2, 6, 6), batches=batches)
+    vector = masked_weights(scoring)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        if second_order:
+            hessian_vector_product(scoring, vector, batch_norm=batch_norm, temperature=1.0)
+        else:
+            loss_gradient(scoring, batch_norm=batch_norm)
+    assert num_saved > 50
+    assert len(batches.seen) == 5
+    assert {graphs for graphs, _ in batches.seen} == {0}
+    assert len({tensors for _, tensors in batches.seen}) == 1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 200.0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -25,8 +26,8 @@ class Recorder:
     def __init__(self) -> None:
         self.rounds: list[tuple[int, float, dict[str, Tensor], Masks]] = []
 
-    def __call__(self, index: int, density: float, scores: dict[str, Tensor], masks: Masks) -> None:
-        self.rounds.append((index, density, scores, masks))
+    def __call__(self, index: int, density: float, scores: Mapping[str, Tensor], masks: Masks) -> None:
+        self.rounds.append((index, density, dict(scores), masks))
 
 
 def test_twenty_percent_per_round() -> None:

@@ -67,7 +67,7 @@ class PruneAtStart(Callback):
 
     def prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def on_round(index: int, density: float, scores: dict[str, Tensor], masks: Masks) -> None:
-            self.history.append((scores, masks))
+            self.history.append((dict(scores), masks))
             self.call(trainer, "on_pruning_round", index, self.rounds, density, scores, masks)
 
         masks = prune(

@@ -114,5 +114,5 @@ def test_times_say_how_they_were_measured(measured_record, values, expected):
 
 
 def test_bytes_are_those_of_the_weights_and_of_the_file(record, measured_record):
-    assert measured_text(measured_record).splitlines()[1] == "1.10 MB of weights, last.ckpt 2.21 MB on disk"
+    assert measured_text(measured_record).splitlines()[1] == "1.10 MB of weights, 2.21 MB in last.ckpt"
     assert measured_text(record).splitlines()[1] == "1.10 MB of weights"

@@ -12,10 +12,11 @@ from prunelab.report.plots import (
     COLLAPSED,
     EFFECTIVE,
     KEPT,
+    PRUNED,
     accuracy_over_density_figure,
     conservation_figure,
     density_rounds_figure,
-    kernel_masks_figure,
+    kernel_masks_picture,
     layer_densities_figure,
     layer_name,
 )
@@ -36,25 +37,40 @@ def test_layers_lose_only_their_weight_suffix():
     assert layer_name("attention.in_proj_weight") == "attention.in_proj_weight"
 
 
+def kernels(mask: torch.Tensor) -> np.ndarray:
+    """The colours of a mask picture's inside."""
+    picture = np.asarray(kernel_masks_picture("conv.weight", mask).convert("RGB"))
+    rows, columns = np.nonzero((picture != 255).any(-1) & (picture != 0).any(-1))
+    return picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def is_colour(colour: str, picture: np.ndarray) -> np.ndarray:
+    return (picture == np.round(np.array(to_rgb(colour)) * 255)).all(-1)
+
+
 @pytest.mark.parametrize(("shape", "scale"), [((16, 3, 3, 3), 10), ((32, 16, 3, 3), 5), ((8, 4, 1, 1), 64)])
 def test_a_kernel_picture_has_one_even_tile_per_weight(shape, scale):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3
-    figure = kernel_masks_figure("conv.weight", mask)
-    box, picture = figure.axes[0].get_window_extent(), np.asarray(figure.axes[0].images[0].get_array())
-    num_kept = int(mask.sum())
-    assert (box.height, box.width) == pytest.approx(picture.shape), "scaled by the drawing: uneven tiles"
-    assert (picture == 1).sum() == num_kept * scale**2
-    drawn = pixels(figure)
-    assert share_of(KEPT, drawn) * drawn[..., 0].size == pytest.approx(num_kept * scale**2, rel=0.05)  # less the frame
-    assert figure.texts[0].get_text().startswith("conv: ")
-    assert f"{num_kept:,} of {mask.numel():,} kept" in figure.texts[0].get_text()
+    picture = kernels(mask)
+    assert picture.shape == (shape[0] * (shape[2] * scale + 1), shape[1] * (shape[3] * scale + 1), 3)
+    assert is_colour(KEPT, picture).sum() == int(mask.sum()) * scale**2
+    assert is_colour(PRUNED, picture).sum() == int((~mask).sum()) * scale**2
+
+
+def test_a_kernel_picture_has_its_text_inside_and_above():
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    picture = np.asarray(kernel_masks_picture(f"{'a_long_name.' * 9}conv.weight", mask).convert("RGB"))
+    rows, columns = np.nonzero((picture == 0).all(-1))
+    assert len(rows) > 100
+    assert columns.max() < picture.shape[1] - 1
+    assert rows.max() < np.nonzero(is_colour(PRUNED, picture))[0].min()
 
 
 def test_rows_are_output_channels_and_columns_input_channels():
     mask = torch.zeros(4, 6, 1, 1, dtype=torch.bool)
     mask[3, 1] = True
-    picture = np.asarray(kernel_masks_figure("conv.weight", mask).axes[0].images[0].get_array())
-    rows, columns = np.nonzero(picture == 1)
+    picture = kernels(mask)
+    rows, columns = np.nonzero(is_colour(KEPT, picture))
     height, width = picture.shape[0] / 4, picture.shape[1] / 6
     assert set(rows // height) == {3}
     assert set(columns // width) == {1}
@@ -63,10 +79,19 @@ def test_rows_are_output_channels_and_columns_input_channels():
 def test_large_layers_show_kept_counts():
     mask = torch.zeros(256, 300, 3, 3, dtype=torch.bool)
     mask[7, 8, 0, :2] = True
-    picture = np.asarray(kernel_masks_figure("conv.weight", mask).axes[0].images[0].get_array())
-    assert picture.shape == (256, 300)
-    assert picture[7, 8] == 2
-    assert picture.sum() == 2
+    mask[20, 30] = True
+    picture = kernels(mask)
+    assert picture.shape == (256, 300, 3)
+    assert picture[20, 30].tolist() == [0x12, 0x43, 0x6D]
+    assert picture[7, 8].tolist() == [0xC1, 0xCC, 0xD5], "2 of 9 on the way from white to blue"
+    assert is_colour(PRUNED, picture).sum() == 256 * 300 - 2
+
+
+def test_a_lone_weight_of_a_large_kernel_is_seen():
+    mask = torch.zeros(40, 40, 31, 31, dtype=torch.bool)
+    mask[3, 4, 5, 6] = True
+    picture = kernels(mask)
+    assert (~is_colour(PRUNED, picture)).sum() == 13**2
 
 
 @pytest.mark.parametrize("num_layers", [1, 20, 300])

@@ -73,7 +73,7 @@ dead layers          1: b.weight
 validation accuracy  0.7500
 test accuracy        0.5000
 measured             0.50 ms for one example, 10.00 ms for 128 (median, cpu, 2 threads)
-                     0.05 MB of weights, last.ckpt 0.10 MB on disk
+                     0.05 MB of weights, 0.10 MB in last.ckpt
                      Compacted: 8 of 13 channels left, 2.8 times fewer MACs than dense.
                      Speed measured against the dense network: x 1.50 for one example, x 4.00 for 128.
 leaked weights       0
@@ -120,7 +120,7 @@ def test_a_compacted_network_is_no_simulation(compact_record):
 def test_batches_and_bytes_on_the_disk_are_there_if_they_were_measured(measured_record):
     lines = run_table(measured_record, "runs/digits").splitlines()
     place = lines.index("measured             1.26 ms for one example, 45.10 ms for 128 (median, cpu, 2 threads)")
-    assert lines[place + 1] == "                     1.10 MB of weights, last.ckpt 2.21 MB on disk"
+    assert lines[place + 1] == "                     1.10 MB of weights, 2.21 MB in last.ckpt"
     assert max(map(len, lines)) <= 120
 
 

@@ -141,6 +141,66 @@ def test_clipping_sees_the_norm_over_kept_weights_only(fit: Any, make_module: An
     assert all(kept < 0.99 * all_ for kept, all_ in zip(norms["kept"], norms["all"], strict=True))
 
 
+class Rude(torch.optim.SGD):
+    """Puts a value where a weight is 0, as 0/0 does in Adam without eps."""
+
+    value = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for weight in self.param_groups[0]["params"]:
+            if weight.dim() > 1:
+                weight.masked_fill_(weight == 0, self.value)
+        return loss
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), -1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_whatever_the_optimizer_writes_pruned_weights_are_plus_0(
+    value: float, dtype: torch.dtype, fit: Any, make_net: Any, make_module: Any, images: Any
+) -> None:
+    """Bit for bit: -0.0 and NaN, which a multiplication by 0 leaves, are neither."""
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        rude = Rude(parameters, lr=0.1, momentum=0.9)
+        rude.value = value
+        return rude
+
+    masks, module = masks_of(make_net()), make_module(net=make_net().to(dtype), optimizer=optimizer)
+    watch = Watch(masks)
+    loader = DataLoader([(inputs.to(dtype), label) for inputs, label in images], batch_size=16)
+    fit(module, [KeepPruned(masks), watch], data=loader)
+    assert watch.largest == {"weight": 0.0, "gradient": 0.0, "slot": 0.0}
+    assert watch.steps == 3
+    for name, mask in masks.items():
+        bits = pruned_part(module.net.get_parameter(name).detach(), mask).view(torch.int8)
+        assert torch.count_nonzero(bits) == 0
+        assert module.net.get_parameter(name).isfinite().all()
+
+
+def test_what_a_pruned_gradient_held_reaches_neither_clipping_nor_slots(
+    fit: Any, make_net: Any, make_module: Any
+) -> None:
+    """Gradients of pruned weights are made NaN or infinite: the training is that in which nobody does so."""
+    masks, trained = masks_of(make_net()), []
+    for spoil in (None, float("nan"), float("inf")):
+
+        class Spoil(Callback):
+            def on_after_backward(self, trainer: Trainer, pl_module: LightningModule, value: Any = spoil) -> None:
+                for name, mask in masks.items():
+                    if value is not None:
+                        pl_module.net.get_parameter(name).grad.masked_fill_(~mask, value)
+
+        watch = Watch(masks)
+        trained.append(make_net())
+        module = make_module(net=trained[-1], optimizer=OPTIMIZERS["adamw"])
+        fit(module, [Spoil(), KeepPruned(masks), watch], gradient_clip_val=0.05, max_epochs=2)
+        watch.check(module.net, 6)
+    for net in trained[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), trained[0].parameters(), strict=True))
+
+
 class AveragesSeen(Callback):
     """Largest pruned weight of the average model, and of the module while it is validated (on the average)."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prunelab.data.seeds import derive_seed
@@ -14,16 +13,21 @@ from prunelab.data.seeds import derive_seed
 def crop_and_flip(images: Tensor, padding: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
     """Pad by `padding` black pixels, cut an H x W window at (top, left), then mirror where `flip` is true.
 
-    images (B, C, H, W); top, left int64 (B,) in 0..2 * padding; flip bool (B,).
+    images (B, C, H, W); top, left int64 (B,) in 0..2 * padding; flip bool (B,). Returns (B, C, H, W), not contiguous.
     Equals torchvision's `pad`, `crop`, `hflip` on each picture.
     """
-    height, width = images.shape[-2:]
-    rows = torch.arange(len(images), device=images.device)
-    padded = F.pad(images, (padding,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, 2p + 1, 2p + 1, H, W)
-    cropped = windows[rows, :, top, left]
-    # choosing whole pictures among both versions is several times faster than torch.where on single pixels
-    return torch.cat([cropped, cropped.flip(3)]).index_select(0, rows + len(images) * flip)
+    num, channels, height, width = images.shape
+    # every padded picture and its mirror image, and a spare one, as windows reach beyond the end of their picture
+    padded = images.new_zeros(2 * num + 1, channels, height + 2 * padding, width + 2 * padding)
+    inner = padded[..., padding : padding + height, padding : padding + width]
+    inner[:num] = images
+    inner[num : 2 * num] = images.flip(3)
+    # a window is what follows its first pixel in memory: one long copy, several times faster than pixel by pixel
+    size = padded[0].numel()
+    picture = torch.arange(num, device=images.device) + num * flip
+    start = picture * size + top * padded.shape[3] + torch.where(flip, 2 * padding - left, left)
+    windows = padded.flatten().unfold(0, size, 1).index_select(0, start)
+    return windows.view(num, *padded.shape[1:])[..., :height, :width]
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,17 @@ class Normalisation:
         std = (shares * (levels - mean[:, None]) ** 2).sum(1).sqrt()
         return cls(mean.float(), torch.where(std > 0, std, 1.0).float())
 
+    def to(self, device: torch.device) -> Normalisation:
+        """For pictures on `device`: moved once, as each move of so little makes the host wait for a GPU."""
+        return Normalisation(self.mean.to(device), self.std.to(device))
+
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) in 0..255 -> float32 of that shape, on the same device."""
-        mean, std = (255 * values.to(images.device)[:, None, None] for values in (self.mean, self.std))
-        return images.float().sub_(mean).div_(std)
+        """uint8 (B, C, H, W) in 0..255 -> float32 of that shape, contiguous; on the device of `mean` and `std`.
+
+        The operations of torchvision's `to_tensor` and `normalize` in their order, so the same bits. (Its v2 multiplies
+        by 1 / 255, which differs in the last place.)
+        """
+        # a divisor that is no tensor of the device would be turned into a factor on a GPU: other bits
+        levels = torch.full((), 255.0, device=images.device)
+        mean, std = (values[:, None, None] for values in (self.mean, self.std))
+        return images.float().div_(levels).sub_(mean).div_(std)

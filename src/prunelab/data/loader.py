@@ -52,9 +52,9 @@ class TensorLoader:
         if len(indices) < world_size:
             raise DataError(f"{len(indices)} pictures cannot be shared by {world_size} devices: use fewer devices")
         self.images, self.labels, self.indices = images, labels, indices
-        self.normalise, self.augment = normalise, augment
         self.batch_size, self.seed = batch_size, seed
         self.device = device or images.device
+        self.normalise, self.augment = normalise.to(self.device), augment
         self.rank, self.world_size, self.allow_empty = rank, world_size, allow_empty
         self.epoch = 0
         self.num_batches_done = 0  # in this epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,10 @@ class ImageDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.device = device
         self._arrays: ImageArrays | None = None
-        self._is_split = False
+        self.train_indices: Tensor
+        self.val_indices: Tensor
+        self.normalise: Normalisation
+        self._is_split = self._is_seeded = False
         self.run_seed = 0  # known after setup
 
     def prepare_data(self) -> None:
@@ -68,11 +72,37 @@ class ImageDataModule(LightningDataModule):
         if self._arrays is None:
             self._arrays = self.read()
 
+    def take_over(self, other: ImageDataModule) -> None:
+        """Share what `other` has read, split and measured, instead of doing it again: before `setup`.
+
+        For the levels of a run, each of which has a data module of its own. Pictures that are on a GPU stay there.
+        Raises DataError if `other` reads or splits other data; its batch size, augmentation and seed may differ.
+        """
+        if not self.reads_as(other):
+            raise DataError("data modules that read or split differently cannot share their pictures")
+        self._arrays = other._arrays
+        if other._is_split:
+            self.train_indices, self.val_indices = other.train_indices, other.val_indices
+            self.normalise, self._is_split = other.normalise, True
+
+    def reads_as(self, other: ImageDataModule) -> bool:
+        """Whether `other` reads and splits the same data equally, as far as can be seen: closures never do."""
+        return self._source() == other._source()
+
+    def _source(self) -> tuple[object, ...]:
+        """What decides the pictures and their split, to be compared."""
+        read = self.read
+        parts = (read.func, read.args, read.keywords) if isinstance(read, partial) else (read,)
+        return (*parts, self.val_size, self.split_seed)
+
     def setup(self, stage: str | None = None) -> None:
         self.prepare_data()
         if not self._is_split:
             self._split()
             self._is_split = True
+        if not self._is_seeded:
+            self.run_seed = torch.initial_seed() if self.seed is None else self.seed
+            self._is_seeded = True
         if self.trainer is not None:  # ranks that were seeded apart must still walk through one order
             self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
         device = self._trainer_device()
@@ -86,7 +116,6 @@ class ImageDataModule(LightningDataModule):
             arrays.train_labels, val_size, arrays.class_names, self.split_seed
         )
         self.normalise = Normalisation.of(arrays.train_images, self.train_indices)
-        self.run_seed = torch.initial_seed() if self.seed is None else self.seed
 
     @property
     def arrays(self) -> ImageArrays:

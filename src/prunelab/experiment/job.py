@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
@@ -40,7 +40,8 @@ class Job:
 
     densities: of each level, level 0 first; None for masks from elsewhere. num_dense: how many levels come before the
     first pruned one, 0 or 1. ticket_dir: the run whose rewind point and levels this one builds on, itself unless it is
-    a control.
+    a control. data: the data module of the level before, which has read its pictures. full_footprint: what the full
+    network was measured to cost, by the first level of this process that did.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Job:
     tickets: Tickets
     densities: list[float | None]
     num_dense: int
+    data: list[LightningDataModule] = field(default_factory=list, compare=False)
+    full_footprint: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def seed(self) -> int:

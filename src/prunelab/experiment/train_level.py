@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import pkgutil
-from contextlib import suppress
 from inspect import signature
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from pytorch_lightning import LightningDataModule, Trainer, seed_everything
@@ -17,10 +17,11 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from prunelab.compaction import count_channels
+from prunelab.data import ImageDataModule
 from prunelab.data.seeds import derive_seed
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.footprint import footprint
-from prunelab.experiment.job import Config, Job, say
+from prunelab.experiment.job import Config, Job, is_first_process, say
 from prunelab.experiment.preparation import build_on, set_budget
 from prunelab.experiment.records import versions
 from prunelab.experiment.run_dir import LevelDir, criterion_name, differing_keys
@@ -52,8 +53,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool =
     level = job.run_dir.level(index)
     seed_everything(job.seed, workers=True, verbose=False)
     arguments, model, data, pruning = job.instantiate()
-    data.prepare_data()
-    data.setup("fit")
+    _share_data(job, data)
     _check_network_fits(model.net, data)
     if index > 0 and job.rewind == "finetune":
         model.drop_schedule()
@@ -100,11 +100,11 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool =
         "supermask_density": model.net.masks().density if isinstance(model.net, LearnedSupermask) else None,
         "leaked_weights": count_leaked(model.net, pruning.held_masks or pruning.masks, pruning.frozen),
         **_cost(job, pruning, model, data),
-        "checkpoint_bytes": level.last_checkpoint.stat().st_size if level.last_checkpoint.exists() else None,
+        "checkpoint_bytes": _checkpoint_bytes(trainer, level),
         **_last_epoch(level),
         "test_accuracy": tested.get("test_accuracy"),
         "test_loss": tested.get("test_loss"),
-        **_validation_chosen(level, arguments, model, data, job.seed),
+        **_validation_chosen(trainer, level, arguments, model, data, job.seed, tested),
         "supermask_test_accuracy": _supermask(job, index, arguments, model, pruning, data),
         "seconds_scoring": pruning.seconds_scoring,
         "seconds_training": seconds_training(trainer),
@@ -119,6 +119,31 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool =
     if trainer.is_global_zero:
         level.start_checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _share_data(job: Job, data: LightningDataModule) -> None:
+    """Pictures that an earlier level of this process has read are not read again."""
+    before = job.data[-1] if job.data else None
+    if isinstance(data, ImageDataModule) and isinstance(before, ImageDataModule) and data.reads_as(before):
+        data.take_over(before)
+    data.prepare_data()
+    data.setup("fit")
+    job.data[:] = [data]
+
+
+def _checkpoint_bytes(trainer: Trainer, level: LevelDir) -> int | None:
+    if not trainer.is_global_zero or not level.last_checkpoint.exists():  # the first process writes the record
+        return None
+    return tensor_bytes(level.last_checkpoint)
+
+
+def tensor_bytes(checkpoint: Path) -> int:
+    """Bytes of all tensors in the file. The file's own size is no property of a run: it holds the names of directories,
+    and which of its words are written out depends on whether the run was resumed."""
+    with ZipFile(checkpoint) as archive:
+        return sum(
+            entry.file_size for entry in archive.infolist() if PurePosixPath(entry.filename).parent.name == "data"
+        )
 
 
 def _check_callbacks(job: Job, pruning: PruningAtInit, arguments: dict[str, Any]) -> None:
@@ -163,9 +188,8 @@ def _checkpoint_to_resume(
         if different := differing_keys(stored, config):
             raise RunError(f"{path} is of another configuration, they differ in {', '.join(different)}")
         instead = f" ({', '.join(damaged)} is damaged)" if damaged else ""
-        for other in damaged:  # out of the way: the next save would put it in the place of the whole one
-            with suppress(FileNotFoundError):  # another process of the run was first
-                Path(other).replace(f"{other}.damaged")
+        for other in damaged if is_first_process() else []:  # what only another process cannot read may be whole
+            Path(other).replace(f"{other}.damaged")  # out of the way: the next save would put it in place of the whole
         say(f"resuming from {path}, epoch {content['epoch'] + 1}, step {content['global_step']}{instead}", flush=True)
         pruning.resume_from(content)
         return path, content["global_step"]
@@ -233,7 +257,10 @@ def _cost(job: Job, pruning: PruningAtInit, model: Classifier, data: Any) -> dic
     example = like_weights(data.example_input(), net)
     if full is not None:
         cost["macs_compact"] = count_macs(net, example)
-    return cost | footprint(net, example, full)
+        return cost | footprint(net, example, full)
+    if not job.full_footprint:  # levels differ in their masks, which are zeros that it multiplies like any number
+        job.full_footprint.update(footprint(net, example))
+    return cost | job.full_footprint
 
 
 def _criterion_settings(config: Config) -> dict[str, Any]:
@@ -271,15 +298,33 @@ def _supermask(
 
 
 def _validation_chosen(
-    level: LevelDir, arguments: dict[str, Any], model: Classifier, data: LightningDataModule, seed: int
+    trainer: Trainer,
+    level: LevelDir,
+    arguments: dict[str, Any],
+    model: Classifier,
+    data: LightningDataModule,
+    seed: int,
+    tested: dict[str, float],
 ) -> dict[str, Any]:
-    """Test accuracy at the epoch of the highest validation accuracy; leaves the module with those weights."""
-    best = read_checkpoint(level.best_checkpoint) if level.best_checkpoint.exists() else None
+    """Test accuracy at the epoch of the highest validation accuracy; leaves the module with those weights.
+
+    trainer: which has trained them. tested: the same of the last epoch, which it often is.
+    """
+    # the first process looks, for all: the others may not see the file yet, and the test needs all of them
+    is_there = trainer.is_global_zero and level.best_checkpoint.exists()
+    best = read_checkpoint(level.best_checkpoint) if is_there else None
+    best = trainer.strategy.broadcast(None if best is None else {key: best[key] for key in ("state_dict", "epoch")})
     if best is None:
         return {"test_accuracy_best": None, "best_epoch": None}
-    model.load_state_dict(best["state_dict"])
-    tested = measured(measuring_trainer(arguments), model, data, seed)
+    # of several processes each may have batch statistics of its own at the end, but those of the first in the file
+    if trainer.world_size > 1 or not _same(model.state_dict(), best["state_dict"]):
+        model.load_state_dict(best["state_dict"])
+        tested = measured(measuring_trainer(arguments), model, data, seed)
     return {"test_accuracy_best": tested.get("test_accuracy"), "best_epoch": best["epoch"] + 1}
+
+
+def _same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[key].cpu(), other[key]) for key in state)
 
 
 def measured(

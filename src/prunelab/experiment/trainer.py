@@ -25,7 +25,8 @@ from prunelab.report.tensorboard import PruningSummary
 from prunelab.training import KeepPruned, PruningAtInit
 from prunelab.training.interruption import KeepSigterm, StopOnSignal
 from prunelab.training.network import find_network
-from prunelab.training.resume import AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState
+from prunelab.training.ranks import check_alike
+from prunelab.training.resume import AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState, SettleBuckets
 from prunelab.training.rewind import LastLearningRate, SaveRewindPoint
 from prunelab.training.sharded import restores_late
 
@@ -53,12 +54,14 @@ def run_trainer(
     }
     max_epochs, max_steps = arguments.get("max_epochs"), arguments.get("max_steps", -1)
     callbacks = [
+        _SameStart(level, step),
         pruning,
         KeepPruned(),
         Timer(arguments.get("max_time"), verbose=False),
         _SaveTicket(pruning, level),
         ConfigInCheckpoint(config),
         SaveRandomState(),
+        SettleBuckets(),
         CarryEpochMetrics(),
         LastLearningRate(),
         PruningProgress(prefix=prefix),
@@ -178,6 +181,22 @@ class ConfigInCheckpoint(Callback):
         """The config in `checkpoint`; None if no run of ours wrote it."""
         state = checkpoint.get("callbacks", {}).get(cls.__qualname__)
         return None if state is None else json.loads(state["config"])
+
+
+class _SameStart(Callback):
+    """All processes are about to train the same level of the same run from the same step, for as long.
+
+    Each has decided so by the files that it sees: a file system may show those of a moment ago on another node.
+    Raises: RanksDiffer on all of them, otherwise.
+    """
+
+    def __init__(self, level: LevelDir, step: int) -> None:
+        self._run, self._level, self._step = level.path.parent.name, level.path.name, step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            own = {"run": self._run, "level": self._level, "starting point": f"step {self._step}"}
+            check_alike(trainer, "setup", own | {"max_epochs": str(trainer.max_epochs)})
 
 
 class _StopAtStep(Callback):

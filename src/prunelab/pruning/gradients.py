@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -34,39 +34,58 @@ def loss_gradient(
     how samples are cut into batches, up to rounding. Memory does not grow with the number of batches.
     Warns when the loss has saturated (above 10 ln(classes)): gradients then say little about the weights.
     """
-    weights = masked_weights(scoring)
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    num_samples, loss_sum, num_classes = 0, 0.0, 0
-    with evaluation_mode(scoring.net, batch_statistics=batch_norm == "batch"):
-        for batch in scoring.batches:
-            loss, classes = batch_loss(scoring, weights, batch, temperature)
-            gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-            torch._foreach_add_(list(total.values()), gradients, alpha=len(batch[0]))
-            num_samples += len(batch[0])
-            loss_sum += loss.item() * len(batch[0])
-            num_classes = max(num_classes, classes)
+
+    def gradient(loss: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+
+    mean, loss, num_classes = _mean_over_samples(scoring, gradient, batch_norm, temperature)
     if scoring.round == 0:
-        warn_if_saturated(loss_sum / num_samples, num_classes)
-    return {name: gradient / num_samples for name, gradient in total.items()}
+        warn_if_saturated(loss, num_classes)
+    return mean
 
 
 def hessian_vector_product(
     scoring: Scoring, vector: Mapping[str, Tensor], *, batch_norm: BatchNorm, temperature: float
 ) -> dict[str, Tensor]:
-    """H v, H the Hessian of the same L as in `loss_gradient` with respect to w * mask, exact by double backward."""
+    """H v, H the Hessian of the same L as in `loss_gradient` with respect to w * mask, exact by double backward.
+
+    Memory does not grow with the number of batches.
+    """
+
+    def product(loss: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        leaves = list(weights.values())
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        along = torch.stack([(g * vector[name]).sum() for name, g in zip(weights, gradients, strict=True)]).sum()
+        return torch.autograd.grad(along, leaves, materialize_grads=True)
+
+    return _mean_over_samples(scoring, product, batch_norm, temperature)[0]
+
+
+def _mean_over_samples(
+    scoring: Scoring,
+    derivative: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
+    batch_norm: BatchNorm,
+    temperature: float,
+) -> tuple[dict[str, Tensor], float, int]:
+    """The mean of `derivative(loss, weights)`, one tensor per weight, and of the loss; and the number of classes."""
     weights = masked_weights(scoring)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    num_samples = 0
+
+    # a function, so that a batch's graph and gradients are gone before the next batch is read
+    def add(batch: Batch) -> tuple[float, int]:
+        loss, num_classes = batch_loss(scoring, weights, batch, temperature)
+        torch._foreach_add_(list(total.values()), derivative(loss, weights), alpha=len(batch[0]))
+        return loss.item() * len(batch[0]), num_classes
+
+    num_samples, loss_sum, most_classes = 0, 0.0, 0
     with evaluation_mode(scoring.net, batch_statistics=batch_norm == "batch"):
         for batch in scoring.batches:
-            loss, _ = batch_loss(scoring, weights, batch, temperature)
-            leaves = list(weights.values())
-            gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-            along = torch.stack([(g * vector[name]).sum() for name, g in zip(weights, gradients, strict=True)]).sum()
-            products = torch.autograd.grad(along, leaves, materialize_grads=True)
-            torch._foreach_add_(list(total.values()), products, alpha=len(batch[0]))
+            batch_sum, num_classes = add(batch)
             num_samples += len(batch[0])
-    return {name: product / num_samples for name, product in total.items()}
+            loss_sum += batch_sum
+            most_classes = max(most_classes, num_classes)
+    torch._foreach_div_(list(total.values()), num_samples)
+    return total, loss_sum / num_samples, most_classes
 
 
 def scoring_loss(scoring: Scoring, *, batch_norm: BatchNorm = "running") -> float:

@@ -14,10 +14,10 @@ from prunelab.pruning.errors import PruningError
 from prunelab.pruning.masks import Masks
 from prunelab.pruning.prunable import prunable_names
 from prunelab.pruning.schedules import Schedule, density_at
-from prunelab.pruning.scoring import Batch, Criterion, score
+from prunelab.pruning.scoring import Batch, Criterion, HoldsRounds, Scoring, check_batches, score
 from prunelab.pruning.selection import Scope, keep_highest, layer_floors
 
-OnRound = Callable[[int, float, dict[str, Tensor], Masks], None]
+OnRound = Callable[[int, float, Mapping[str, Tensor], Masks], None]
 
 
 def prune(
@@ -42,8 +42,9 @@ def prune(
     convolution and linear weights) to `density`. `rounds=None` means the criterion's own number. `allocation` fixes
     densities per layer (default: the criterion's own, if it has one; a mapping must sum to `density`, and each layer
     goes its own way there by `schedule`); otherwise `scope` says who competes with whom.
-    `on_round(index, density, scores, masks)` is called after each round, index from 0. Further keywords go to
-    `Scoring` (loss, initial, generator). The network is unchanged: `masks.apply_to(net)` sets the zeros.
+    `on_round(index, density, scores, masks)` is called after each round, index from 0; scores are to be read, or
+    copied, before it returns. Further keywords go to `Scoring` (loss, initial, generator).
+    The network is unchanged: `masks.apply_to(net)` sets the zeros.
     If `masks` already have the wanted number of kept weights there is nothing to decide: they come back unscored.
 
     Raises: PruningError for densities, rounds, floors or networks that cannot be (see `keep_highest`,
@@ -77,27 +78,39 @@ def prune(
             return {name: density_at(schedule, begin[name], allocation[name], round, num_rounds) for name in start}
         return allocate(allocation, {name: mask.shape for name, mask in start.items()}, whole)
 
-    current = start
+    current, held = start, None
+    if scope == "global" and allocation is None and not min_layer_density and isinstance(criterion, HoldsRounds):
+        check_batches(criterion, batches)
+        held = criterion.rounds_of(Scoring(net, start, example_input, batches=batches, **scoring))
     for index in range(num_rounds):
         now = density_at(schedule, start.density, density, index + 1, num_rounds)
-        scores = score(
-            net,
-            criterion,
-            example_input=example_input,
-            masks=current,
-            batches=batches,
-            round=index,
-            **scoring,
-        )
-        current = keep_highest(
-            scores,
-            layer_goals(now, index + 1),
-            start if criterion.revives else current,
-            scope=scope,
-            min_layer_density=min_layer_density,
-        )
+        scores: Mapping[str, Tensor]
+        if held is not None:
+            scores = held.score()
+            held.keep(round_half_up(now, start.num_weights))
+            if on_round is not None or index == num_rounds - 1:
+                current = held.masks()
+        else:
+            scores = score(
+                net,
+                criterion,
+                example_input=example_input,
+                masks=current,
+                batches=batches,
+                round=index,
+                **scoring,
+            )
+            current = keep_highest(
+                scores,
+                layer_goals(now, index + 1),
+                start if criterion.revives else current,
+                scope=scope,
+                min_layer_density=min_layer_density,
+            )
         if on_round is not None:
             on_round(index, now, scores, current)
+    if held is not None:
+        held.end()
     if current.num_kept != target:
         raise RuntimeError(f"{current.num_kept} weights were kept, {target} were to be kept")
     return current

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Nodes = list[Any]  # autograd graph nodes
+Factors = dict[tuple[nn.Module, int], tuple[float, float]]  # of a module's calls in a pass, counted from 0
+MODERATE = 30  # the exponent, in base 2, up to which a signal needs no scaling
 
 
 def crossing_modules(net: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor) -> list[nn.Module]:
@@ -81,14 +84,67 @@ def _topological_order(end: Any) -> Nodes:
     return order
 
 
-@contextmanager
-def scaled_at(modules: list[nn.Module]) -> Iterator[None]:
-    """While active, the outputs of `modules` are multiplied by powers of two so that their maximum is in [.5, 1)."""
+class InRange:
+    """R = sum of `run(inputs)`, or R times a power of two if R leaves the range of floating point in which neither it
+    nor its gradients can overflow; then the signal is scaled at the points that all paths cross.
 
-    def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        exponent = math.frexp(output.detach().abs().amax().item())[1]
-        # in two steps: a factor of its own could leave the floating range where the product does not
-        return output * 2.0 ** (-(exponent // 2)) * 2.0 ** (exponent // 2 - exponent)
+    The factors are held until R leaves the range again: a network that only loses weights seldom makes it. On other
+    devices than the CPU, where asking for R would wait, the signal is scaled always, and anew in each pass.
+    """
+
+    def __init__(self, net: nn.Module, run: Callable[[Tensor], Tensor]) -> None:
+        self._net, self._run = net, run
+        self._crossed: list[nn.Module] | None = None
+        self._factors: Factors = {}
+
+    def total(self, inputs: Tensor) -> Tensor:
+        if inputs.device.type != "cpu":
+            if self._crossed is None:
+                self._crossed = crossing_modules(self._net, self._run, inputs)
+            with scaled_at(self._crossed):
+                return self._run(inputs).sum()
+        total = self._scaled(inputs)
+        limits = torch.finfo(total.dtype)
+        if limits.tiny**0.5 < total.item() < limits.max**0.5:
+            return total
+        if self._crossed is None:
+            self._crossed = crossing_modules(self._net, self._run, inputs)
+        self._factors.clear()
+        return self._scaled(inputs)
+
+    def _scaled(self, inputs: Tensor) -> Tensor:
+        unscaled = {module for module in self._crossed or [] if self._is_left_alone(module)}
+        with scaled_at([m for m in self._crossed or [] if m not in unscaled], self._factors, MODERATE):
+            return self._run(inputs).sum()
+
+    def _is_left_alone(self, module: nn.Module) -> bool:
+        held = [factors for (owner, _), factors in self._factors.items() if owner is module]
+        return bool(held) and all(factors == (1.0, 1.0) for factors in held)
+
+
+@contextmanager
+def scaled_at(modules: list[nn.Module], held: Factors | None = None, moderate: int = -1) -> Iterator[None]:
+    """While active, the outputs of `modules` are multiplied by powers of two so that their maximum is in [.5, 1).
+
+    held: factors of each call that are taken as they are, and where new ones are put. moderate: exponents, base 2, up
+    to this one in both directions are left as they are.
+    """
+
+    num_calls = dict.fromkeys(modules, 0)  # a module may be called several times in a pass
+
+    def scale(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        if held is None and output.device.type != "cpu":
+            return _scaled_on_device(output)
+        call = module, num_calls[module]
+        num_calls[module] += 1
+        factors = held.get(call) if held is not None else None
+        if factors is None:
+            factors = _factors(output.detach().abs().amax().item(), moderate)
+            if held is not None:
+                held[call] = factors
+        for factor in factors:
+            output = output * factor if factor != 1 else output
+        return output
 
     handles = [module.register_forward_hook(scale) for module in modules]
     try:
@@ -96,3 +152,28 @@ def scaled_at(modules: list[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _factors(largest: float, moderate: int) -> tuple[float, float]:
+    """Two where one could leave the floating range although the product does not."""
+    exponent = math.frexp(largest)[1]
+    if abs(exponent) <= moderate:
+        return 1.0, 1.0
+    if abs(exponent) < 100:  # float32 reaches from -126 to 127
+        return 2.0**-exponent, 1.0
+    return 2.0 ** (-(exponent // 2)), 2.0 ** (exponent // 2 - exponent)
+
+
+def _scaled_on_device(output: Tensor) -> Tensor:
+    """With factors that the host does not wait for."""
+    largest = output.detach().abs().amax()
+    exponent = largest.frexp().exponent
+    half = exponent // 2
+    return output * _power_of_two(-half, output.dtype) * _power_of_two(half - exponent, output.dtype)
+
+
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^exponent, made of its bits: functions of a device may round."""
+    if dtype == torch.float64:
+        return ((exponent.long() + 1023) << 52).view(torch.float64)
+    return ((exponent.int() + 127) << 23).view(torch.float32).to(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -70,6 +70,33 @@ class Criterion(Protocol):
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]: ...
 
 
+class Rounds(Protocol):
+    """The state of an iterative criterion over all its rounds, with one threshold for all layers in each."""
+
+    def score(self) -> Mapping[str, Tensor]:
+        """Scores of the weights that are kept; to be read before the next round."""
+        ...
+
+    def keep(self, num_kept: int) -> None:
+        """Keep so many of the highest of the last scores, as `keep_highest` does."""
+        ...
+
+    def masks(self) -> Masks: ...
+
+    def end(self) -> None:
+        """After the last round. Raises: PruningError if something was wrong that could not be said before."""
+        ...
+
+
+@runtime_checkable
+class HoldsRounds(Protocol):
+    """A criterion with a faster or leaner way through many rounds than to score each by itself; same masks."""
+
+    def rounds_of(self, scoring: Scoring) -> Rounds | None:
+        """None: there is no other way for these knobs or this network. `scoring.masks`: what the rounds start from."""
+        ...
+
+
 @contextmanager
 def evaluation_mode(net: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
     """The network in eval mode (`batch_statistics`: its batch norms in train mode), autocast off, gradients on.
@@ -77,17 +104,23 @@ def evaluation_mode(net: nn.Module, *, batch_statistics: bool = False) -> Iterat
     On leaving, every module's `training` flag and the global random state are what they were.
     """
     flags = {module: module.training for module in net.modules()}
-    device_types = {parameter.device.type for parameter in net.parameters()} | {"cpu"}
-    devices = [parameter.device for parameter in net.parameters() if parameter.device.type == "cuda"]
     try:
-        with torch.random.fork_rng(devices=sorted(set(devices), key=str)), torch.enable_grad():
+        with exact_pass({parameter.device for parameter in net.parameters()}):
             for module in flags:
                 module.training = batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            with _no_autocast(sorted(device_types)):
-                yield
+            yield
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+@contextmanager
+def exact_pass(devices: Collection[torch.device]) -> Iterator[None]:
+    """Autocast off, gradients on; on leaving, the global random state (of `devices` too) is what it was."""
+    gpus = sorted({device for device in devices if device.type == "cuda"}, key=str)
+    device_types = sorted({device.type for device in devices} | {"cpu"})
+    with torch.random.fork_rng(devices=gpus), torch.enable_grad(), _no_autocast(device_types):
+        yield
 
 
 @contextmanager
@@ -123,8 +156,7 @@ def score(
     """
     if masks is None:
         masks = Masks.dense(net, prunable_names(net))
-    if criterion.needs_batches and not _has_batches(batches):
-        raise PruningError(f"{type(criterion).__name__} needs labelled batches to score with, none were given")
+    check_batches(criterion, batches)
     scores = criterion(Scoring(net, masks, example_input, batches=batches, **scoring))
     if scores.keys() != masks.keys():
         raise ValueError(
@@ -139,6 +171,12 @@ def score(
                 "overflows in this network"
             )
     return scores
+
+
+def check_batches(criterion: Criterion, batches: Iterable[Batch]) -> None:
+    """Raises: PruningError if the criterion needs batches and there are none, or they can be read only once."""
+    if criterion.needs_batches and not _has_batches(batches):
+        raise PruningError(f"{type(criterion).__name__} needs labelled batches to score with, none were given")
 
 
 def _has_batches(batches: Iterable[Batch]) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from prunelab.pruning.errors import PruningError
 from prunelab.pruning.masks import Masks
 
 Scope = Literal["global", "layerwise"]
+_SAMPLE, _MANY = 1 << 14, 1 << 20  # a sample of values that are too many to be partitioned
 
 
 def keep_highest(
@@ -125,8 +127,24 @@ def _highest(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 def _kth_smallest(values: Tensor, k: int) -> Tensor:
     if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        # an introselect: on millions of values several times faster than torch.kthvalue on the CPU
-        array = values.detach().clone().numpy()
-        array.partition(k - 1)
-        return torch.as_tensor(array[k - 1], dtype=values.dtype)
+        # on millions of values many times faster than torch.kthvalue on the CPU
+        return torch.as_tensor(kth_smallest(values.detach().numpy(), k), dtype=values.dtype)
     return values.kthvalue(k).values
+
+
+def kth_smallest(values: np.ndarray, k: int) -> float:
+    """The k-th smallest number, k from 1; NaN counts as larger than any. The values are not changed.
+
+    Of many values a sorted sample says between which two the answer lies; only those between are looked at.
+    """
+    if len(values) > _MANY:
+        sample = np.sort(values[:: len(values) // _SAMPLE])
+        share = k / len(values)
+        centre, spread = share * len(sample), 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
+        low = sample[int(centre - spread)] if centre >= spread else -np.inf
+        high = sample[int(centre + spread)] if centre + spread < len(sample) else np.inf
+        num_below = np.count_nonzero(values < low)
+        between = values[(values >= low) & (values <= high)]
+        if num_below < k <= num_below + len(between):
+            return float(np.partition(between, k - num_below - 1)[k - num_below - 1])
+    return float(np.partition(values, k - 1)[k - 1])

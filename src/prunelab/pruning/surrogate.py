@@ -8,7 +8,7 @@ runs, by intercepting torch's functions, so that it needs no knowledge of the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,13 +85,23 @@ class PositiveLinear(TorchFunctionMode):
     activations: "own" leaves the activations as they are (to measure what they cost in conservation).
     reachability: signals are yes or no: the input of every weighted layer becomes 1 where it is positive, and so does
     the gradient that leaves it; norms are the identity, max pooling is average pooling (its gradient reaches all).
+    constant: tensors that will be the same in every pass with this object: factors of norms made of them are held.
     """
 
-    def __init__(self, *, activations: str = "identity", power: int = 1, reachability: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        activations: str = "identity",
+        power: int = 1,
+        reachability: bool = False,
+        constant: Iterable[Tensor] = (),
+    ) -> None:
         super().__init__()
         self.activations = activations
         self.power = power
         self.reachability = reachability
+        self._constant = {id(tensor): tensor for tensor in constant}  # held, so that no other gets their number
+        self._factors: dict[tuple[Any, ...], Tensor] = {}
 
     def __torch_function__(
         self,
@@ -129,14 +139,21 @@ class PositiveLinear(TorchFunctionMode):
     ) -> Tensor:
         if self.reachability:
             return input
-        scale = torch.ones((), dtype=input.dtype, device=input.device)
+        made_of = [tensor for tensor in (weight, running_var) if tensor is not None]
+        is_constant = bool(made_of) and all(id(tensor) in self._constant for tensor in made_of)
+        key = id(weight), id(running_var), eps, input.dim(), normalized_shape is None
+        if is_constant and key in self._factors:
+            return input * self._factors[key]
+        factor = torch.ones((), dtype=input.dtype, device=input.device)
         if running_var is not None:
-            scale = (running_var + (eps or 0.0)).rsqrt() ** self.power
+            factor = (running_var + (eps or 0.0)).rsqrt() ** self.power
         if weight is not None:
-            scale = scale * weight
-        if normalized_shape is None and scale.dim():  # one factor per channel; layer norms scale the last dimensions
-            scale = scale.view(1, -1, *[1] * (input.dim() - 2))
-        return input * scale
+            factor = factor * weight
+        if normalized_shape is None and factor.dim():  # one per channel; layer norms scale the last dimensions
+            factor = factor.view(1, -1, *[1] * (input.dim() - 2))
+        if is_constant:
+            self._factors[key] = factor
+        return input * factor
 
 
 class _Reach(torch.autograd.Function):
@@ -204,12 +221,11 @@ def check_linear(net: nn.Module, inputs: Tensor) -> None:
     Raises: PruningError naming the innermost modules at fault (attention, squeeze-excitation, additive embeddings).
     """
     inputs = torch.linspace(0.5, 1, inputs.numel(), dtype=torch.float64, device=inputs.device).view_as(inputs)
-    averages = {
-        name: torch.full_like(parameter, parameter.shape[0] / parameter.numel(), dtype=inputs.dtype)
-        if parameter.dim() > 1
-        else torch.ones_like(parameter, dtype=inputs.dtype)
-        for name, parameter in net.named_parameters()
-    }
+    averages = {}
+    for name, parameter in net.named_parameters():
+        value = parameter.shape[0] / parameter.numel() if parameter.dim() > 1 else 1.0
+        # one number each, whatever the size of the network
+        averages[name] = torch.full((), value, dtype=inputs.dtype, device=parameter.device).expand(parameter.shape)
     tensors = surrogate_tensors(net, averages, inputs.dtype)
     once, twice = _signals(net, tensors, inputs), _signals(net, tensors, 2 * inputs)
     faulty: list[str] = []

@@ -98,7 +98,7 @@ def measured_text(record: Record) -> str:
         times += ", not measured for 128" if many is None else f", {_milliseconds(many)} ms for 128"
     sizes = f"{_megabytes(record['weight_bytes'])} MB of weights"
     if record.get("checkpoint_bytes") is not None:
-        sizes += f", last.ckpt {_megabytes(record['checkpoint_bytes'])} MB on disk"
+        sizes += f", {_megabytes(record['checkpoint_bytes'])} MB in last.ckpt"
     return f"{times} ({measured_where(record)})\n{sizes}"
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -29,7 +31,7 @@ from prunelab.report.hparams import run_hparams
 from prunelab.report.plots import (
     conservation_figure,
     density_rounds_figure,
-    kernel_masks_figure,
+    kernel_masks_picture,
     layer_densities_figure,
     layer_name,
 )
@@ -128,7 +130,7 @@ class PruningSummary(Callback):
         bars = layer_densities_figure({f"density of each layer, {masks.density:.4g} overall": masks.layer_densities()})
         add_figure(writer, "pruning/density_of_layers", bars)
         for name in _spread([name for name in masks if masks[name].ndim == 4], MAX_MASKS):
-            add_figure(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_figure(name, masks[name]))
+            _add_picture(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_picture(name, masks[name]))
         writer.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -265,7 +267,16 @@ def add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
     # SummaryWriter.add_figure would import pyplot, and with it its global list of figures.
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
+    _add_picture(writer, tag, Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])))
+
+
+def _add_picture(writer: SummaryWriter, tag: str, picture: Image.Image) -> None:
+    """Write `picture` at step 0, as a PNG of little effort: SummaryWriter.add_image packs tightly, ten times slower."""
+    png = BytesIO()
+    picture.save(png, format="PNG", compress_level=1)
+    image = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=png.getvalue())
+    # as the writer's own methods do: it opens another file if it was closed
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), 0)
 
 
 def _spread(names: list[str], at_most: int) -> list[str]:

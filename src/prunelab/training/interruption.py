@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,8 @@ from prunelab.launcher import first_process, hand_to_the_first, under_torchrun
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 Handlers = dict[signal.Signals, Any]
+_END = b"\0"  # the number of no signal
+_SECONDS_TO_NOTICE = 2.0
 
 
 class Interrupted(SystemExit):
@@ -132,7 +135,8 @@ def exit_code_on_signals() -> Iterator[None]:
     """Outside of training: SIGTERM, SIGINT and SIGUSR1 end the process at once with `Interrupted`.
 
     A process that the first of its run has started sends the signal on to the first, whose exit code is that of the
-    run, and ends with it.
+    run, and ends with it. So does a process that waits for others in torch's own code, where no handler has its turn:
+    up to half an hour while they connect.
     Does nothing in a thread other than the main one, which alone can handle signals, and leaves SIGUSR1 to Lightning
     under SLURM.
     """
@@ -147,9 +151,59 @@ def exit_code_on_signals() -> Iterator[None]:
     # under SLURM a handler that is there already would keep Lightning from installing the one that requeues
     former = _install(leave, SIGNALS[:2] if SLURMEnvironment.detect() else SIGNALS)
     try:
-        yield
+        with _watched(leave, lambda: leaves):
+            yield
     finally:
         _put_back(former)
+
+
+@contextmanager
+def _watched(handler: Callable[[int, FrameType | None], None], noticed: Callable[[], bool]) -> Iterator[None]:
+    """End the process by a signal that is for `handler` and that it has not `noticed` after a moment.
+
+    Python calls handlers between two of its own instructions, and so never while the main thread waits in another
+    language; but the number of the signal is in a pipe at once, which another thread reads.
+    """
+
+    def watch() -> None:
+        while (number := os.read(reader, 1)) and number != _END:
+            # one that comes while something else handles it, as in training, is not ours
+            if signal.getsignal(number[0]) is handler:
+                over.wait(_SECONDS_TO_NOTICE)
+                if not (over.is_set() or noticed()) and signal.getsignal(number[0]) is handler:
+                    _end_now(number[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _forget_pipe_in_forks()
+    over = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, name="watch-signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(former)
+        os.write(writer, _END)  # closing it would not do: a process that was forked meanwhile holds it too
+        watcher.join()
+        os.close(writer)
+        os.close(reader)
+
+
+@cache
+def _forget_pipe_in_forks() -> None:
+    """Or a signal to a worker of a loader, which is a fork, would be in the pipe of its parent."""
+    os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
+
+
+def _end_now(number: int) -> None:
+    if first_process() is None:
+        os._exit(128 + number)
+    hand_to_the_first(number)
 
 
 def _leave_now(number: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
@@ -20,15 +21,17 @@ from prunelab.training.network import find_network
 from prunelab.training.ranks import check_alike, load_from_first, of_ranks, weights_digest
 from prunelab.training.sharded import reshard
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
 
 class KeepPruned(Callback):
     """Keep pruned weights at exactly 0, or at the values they are frozen at, during training, for any optimizer.
 
     Gradients are masked before clipping, so that pruned weights do not enter the norm; optimizer slots (momentum, Adam
     moments) are zeroed once, after they were made or restored; weights are masked again right after each step, which
-    catches what moves a weight without a gradient. Copies that Lightning's weight averaging made before pruning are
-    masked once; averages of equal values stay what they are. Weights stay plain parameters: nothing is renamed or
-    replaced.
+    catches what moves a weight without a gradient. Masking gives +0.0 whatever was there, NaN too. Copies that
+    Lightning's weight averaging made before pruning are masked once; averages of equal values stay what they are.
+    Weights stay plain parameters: nothing is renamed or replaced.
 
     masks: None takes those of the PruningAtInit (or any callback with `masks`, or `held_masks` where the network was
     compacted) in the trainer, and with them its `frozen` values: name -> tensor of what pruned weights hold, None for 0
@@ -57,23 +60,25 @@ class KeepPruned(Callback):
             masks.apply_to(find_network(module, path), frozen)
         parameters = dict(find_network(pl_module, path).named_parameters())
         self._weights = [parameters[name] for name in masks]
-        # factors of the weights' own dtype and memory layout: one fused multiplication for all layers
+        placed = [placed_like(masks[name], parameters[name]) for name in masks]
+        # of the weights' own width and memory layout: one fused multiplication for all layers
         self._factors = [
-            torch.empty_like(parameters[name]).copy_(placed_like(mask, parameters[name]))
-            for name, mask in masks.items()
+            torch.empty_like(_bits(weight)).copy_(_own_part(mask))
+            for weight, mask in zip(self._weights, placed, strict=True)
         ]
         if frozen is not None:
-            pairs = zip(self._weights, self._factors, strict=True)
-            self._frozen = [weight.detach().masked_fill(factor != 0, 0) for weight, factor in pairs]
+            pairs = zip(self._weights, placed, strict=True)
+            self._frozen = [weight.detach().masked_fill(mask, 0) for weight, mask in pairs]
             _average_exactly(trainer)
         for optimizer in trainer.optimizers:
             self._zero_slots(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._mask_weights))
         self._check_ranks(trainer, pl_module, "before training")
 
+    @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         pairs = [(weight.grad, factor) for weight, factor in zip(self._weights, self._factors, strict=True)]
-        gradients = [(gradient, factor) for gradient, factor in pairs if gradient is not None]
+        gradients = [(_bits(gradient), factor) for gradient, factor in pairs if gradient is not None]
         if gradients:
             torch._foreach_mul_(*map(list, zip(*gradients, strict=True)))
 
@@ -118,14 +123,26 @@ class KeepPruned(Callback):
         for weight, factor in zip(self._weights, self._factors, strict=True):
             for slot in optimizer.state.get(weight, {}).values():
                 if isinstance(slot, Tensor) and slot.shape == weight.shape:
-                    slot.mul_(factor)
+                    _bits(slot).mul_(factor)
 
     @torch.no_grad()
     def _mask_weights(self, *_: Any) -> None:
         if self._weights:
-            torch._foreach_mul_(self._weights, self._factors)
+            torch._foreach_mul_([_bits(weight) for weight in self._weights], self._factors)
         if self._frozen:
             torch._foreach_add_(self._weights, self._frozen)
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """What this process holds of the tensor, read as integers: 0 times any of them is +0.0, and 1 times it the number
+    itself. As numbers, 0 * NaN would be NaN and 0 * -1 would be -0.0.
+    """
+    part = _own_part(tensor)
+    return part.view(_INTEGERS[part.element_size()])
 
 
 def weight_averages(trainer: Trainer) -> list[AveragedModel]:

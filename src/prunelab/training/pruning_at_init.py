@@ -53,12 +53,13 @@ class PruningAtInit(Callback):
     compact: remove dead channels before training, so that the network is really smaller and faster, with the same
     function and gradients (`prunelab.compaction`). Scoring then happens in `setup`, before a checkpoint is restored,
     DDP wraps and the optimizer is made; a network that cannot be traced trains masked, with a warning, and the reason
-    in `not_compacted`. compact_multiple: of which widths are made. To resume with a Trainer of your own, call
+    in `not_compacted`. compact_multiple: of which widths are made, with channels that stay although they are dead:
+    processors compute 8 at a time, and 1 gives the smallest network. To resume with a Trainer of your own, call
     `resume_from(checkpoint)` before `fit`, and `compacting.shrink_as_in` in your module's on_load_checkpoint.
 
     follows_dead_weights: an attribute, for levels that will rank this one's weights (`DeadWeights`).
     `masks`, scores and report are always those of the full network; `held_masks` those of the network that trains.
-    All ranks score the same batches on the bare network, with the same number of threads, and compare their masks.
+    All ranks score the same batches on the bare network, with one thread each, and compare their masks.
     FSDP2 (ModelParallelStrategy, and a module whose `configure_model` calls `fully_shard` on all of the network): each
     process scores a whole copy of the network, as large as it is unsharded, and trains its part; at on_train_start, as
     a checkpoint is restored only after on_fit_start there. See docs/sharding.md.
@@ -92,7 +93,7 @@ class PruningAtInit(Callback):
         masks_from: str | None = None,
         seed: int | None = None,
         compact: bool = False,
-        compact_multiple: int = 1,
+        compact_multiple: int = 8,
     ) -> None:
         if (criterion is None) == (masks_from is None):
             raise PruningError("PruningAtInit needs a criterion or masks_from, and not both")
@@ -100,8 +101,8 @@ class PruningAtInit(Callback):
         has_density = any(spelling is not None for spelling in spellings)
         if masks_from is not None and has_density:
             raise PruningError("masks_from brings its density: leave density, sparsity and compression_ratio out")
-        if compact_multiple < 1 or (compact_multiple > 1 and not compact):
-            raise PruningError(f"compact_multiple {compact_multiple}: it is at least 1, and goes with compact true")
+        if compact_multiple < 1:
+            raise PruningError(f"compact_multiple {compact_multiple}: it is at least 1")
         self.criterion = criterion
         self.masks_from = masks_from
         self.density = density_from(*spellings) if has_density else None
@@ -250,7 +251,7 @@ class PruningAtInit(Callback):
             seed = trainer.strategy.broadcast(torch.initial_seed() if self.seed is None else self.seed)
             torch.manual_seed(seed)  # of the loader that scoring may read
             whole = whole_copy(net) if restores_late(trainer) else net
-            with weights_in_place(whole, self.ticket.weights), _same_number_of_threads(self.criterion):
+            with weights_in_place(whole, self.ticket.weights), _one_thread():
                 found = self._find(trainer, pl_module, whole, torch.Generator().manual_seed(seed))
             check_alike(trainer, "scoring", {"masks": found.masks.digest()})
             self.masks, self.preflight = found.masks, found.report
@@ -306,7 +307,7 @@ class PruningAtInit(Callback):
         num_rounds = criterion.rounds if self.rounds is None else self.rounds
         last: dict[str, Any] = {"scores": None, "scored": start, "kept": start}
 
-        def on_round(index: int, density: float, scores: dict[str, Tensor], masks: Masks) -> None:
+        def on_round(index: int, density: float, scores: Mapping[str, Tensor], masks: Masks) -> None:
             last.update(scores=scores, scored=start if criterion.revives else last["kept"], kept=masks)
             _notify(trainer, "on_pruning_round", pl_module, index, num_rounds, density, scores, masks)
 
@@ -428,16 +429,13 @@ def load_masks(path: str) -> Masks:
 
 
 @contextmanager
-def _same_number_of_threads(criterion: Criterion | None) -> Iterator[None]:
-    """One thread where the order of additions decides: in sums of float32 over samples.
+def _one_thread() -> Iterator[None]:
+    """One thread for all that decides about masks, in every process of every run.
 
-    Launchers give each of n processes an n-th of the cores, and another number of threads adds up in another order.
-    One is the number that every process has a core for. Scores of SynFlow in float64 do not need it: their ranking
-    does not depend on rounding; scores of weights alone have no such sums.
+    Launchers give each of n processes an n-th of the cores, and another number of threads adds up in another order, in
+    float64 too: the last bits of the scores differ, and with them, where two are nearly equal, the masks. One is the
+    number that every process has a core for.
     """
-    if criterion is None or not (criterion.needs_batches or getattr(criterion, "precision", "float64") == "float32"):
-        yield
-        return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

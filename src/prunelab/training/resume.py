@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 Own = TypeVar("Own")
@@ -120,6 +121,35 @@ class SaveRandomState(Callback):
         random.setstate((version, tuple(keys), gauss))
         kind, numbers, *position = state["numpy"]
         np.random.set_state((kind, np.array(numbers, dtype=np.uint32), *position))
+
+
+class SettleBuckets(Callback):
+    """Sum gradients over more than two processes in one order of additions, from the first step of every process on.
+
+    In which order the summands of an element are added depends on its place in DDP's buckets. DDP fills them anew after
+    the first backward pass, in the order in which the gradients came, so the first step after a resume would be rounded
+    otherwise than where nothing was stopped. A backward pass of zeros, last parameter first, settles it beforehand.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        strategy = trainer.strategy
+        if trainer.world_size <= 2 or not isinstance(strategy, DDPStrategy):
+            return
+        if strategy._ddp_kwargs.get("static_graph"):  # the graph of zeros would be taken for that of all steps
+            return
+
+        def zero(*_: Any) -> Tensor:
+            return torch.stack([(own * 0).sum() for own in trained]).sum()
+
+        trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+        assert strategy.model is not None
+        forward, pl_module.forward = pl_module.forward, zero  # type: ignore[method-assign]
+        try:
+            strategy.model().backward()
+        finally:
+            pl_module.forward = forward  # type: ignore[method-assign]
+        for parameter in trained:
+            parameter.grad = None
 
 
 class CarryEpochMetrics(Callback):

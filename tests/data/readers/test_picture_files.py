@@ -116,3 +116,37 @@ def test_is_quiet_about_a_cache_that_works(folder: Path) -> None:
         warnings.simplefilter("error")
         read_image_folder(folder)
         read_image_folder(folder)
+
+
+@pytest.fixture
+def on_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_files, "num_cores", lambda: 2)
+    monkeypatch.setattr(picture_files, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(picture_files, "CHUNK", 3)
+
+
+def test_two_processes_decode_what_one_does(folder: Path, request: pytest.FixtureRequest) -> None:
+    alone = read_image_folder(folder)
+    (folder.parent / "pets.decoded.pt").unlink()
+    request.getfixturevalue("on_two_processes")
+    together = read_image_folder(folder)
+    assert torch.equal(together.train_images, alone.train_images)
+    assert torch.equal(together.test_images, alone.test_images)
+
+
+@pytest.mark.usefixtures("on_two_processes")
+def test_a_corrupt_picture_is_named_by_two_processes(folder: Path) -> None:
+    (folder / "train" / "dog" / "3.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"cannot read the picture .*train/dog/3.png \(.*\): replace or delete") as info:
+        read_image_folder(folder)
+    assert "\n" not in str(info.value)
+    assert os.listdir(folder.parent) == ["pets"]
+
+
+def test_where_there_is_no_terminal_decoding_leaves_one_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    read_image_folder(folder)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("decoding pets ")
+    assert "100%" in line
+    read_image_folder(folder)
+    assert capfd.readouterr().err == ""

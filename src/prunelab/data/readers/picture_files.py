@@ -7,23 +7,26 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from prunelab.data.arrays import ImageArrays
 from prunelab.data.errors import DataError
+from prunelab.data.readers.decoder import Decode, decode, decoders, num_cores
 from prunelab.data.readers.downloads import one_line
 
 CACHE_VERSION = 1  # raise it when decoding changes
 CHUNK = 100  # files per task
+WORTH_A_PROCESS = 200  # files that take at least the tenth of a second that a process needs to start
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def _save_cache(cache: Path, digest: str, arrays: ImageArrays) -> None:
     try:
         with part.open("wb") as file:
             torch.save({"digest": digest, **vars(arrays)}, file)
+            file.flush()
+            os.fsync(file.fileno())  # renamed before its content is on the disk, it could survive a power cut empty
         os.replace(part, cache)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's answer to a full disk
         warnings.warn(
@@ -104,42 +109,41 @@ def _save_cache(cache: Path, digest: str, arrays: ImageArrays) -> None:
 
 
 def _decode(files: PictureFiles, image_size: int | None) -> ImageArrays:
-    paths = [files.root / picture.path for picture in (*files.train, *files.test)]
-    labels = torch.tensor([picture.label for picture in (*files.train, *files.test)])
-    first = _decode_picture(paths[0], image_size)
-    images = np.empty((len(paths), *first.shape), dtype=np.uint8)
-
-    def decode_chunk(start: int) -> None:
-        for index in range(start, min(start + CHUNK, len(paths))):
-            pixels = _decode_picture(paths[index], image_size)
-            if pixels.shape != first.shape:
-                raise DataError(
-                    f"pictures of different sizes, as {_size(first)} of {paths[0]} and {_size(pixels)} of "
-                    f"{paths[index]}: give image_size to scale them to one"
-                )
-            images[index] = pixels
-
-    starts = range(0, len(paths), CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
-        decoded = pool.map(decode_chunk, starts)
-        for _ in track(decoded, f"decoding {files.root.name}", total=len(starts), console=Console(stderr=True)):
-            pass
-    train, test = torch.from_numpy(images).split([len(files.train), len(files.test)])
+    pictures = (*files.train, *files.test)
+    paths = [os.path.join(files.root, picture.path) for picture in pictures]
+    labels = torch.tensor([picture.label for picture in pictures])
+    num_processes = min(num_cores(), len(paths) // WORTH_A_PROCESS)
+    try:
+        with decoders(num_processes) if num_processes > 1 else nullcontext(decode) as decode_files:
+            images = _decode_with(decode_files, max(1, num_processes), paths, image_size, files.root.name)
+    except (ValueError, ChildProcessError) as error:
+        raise DataError(str(error)) from error
+    train, test = images.split([len(files.train), len(files.test)])
     train_labels, test_labels = labels.split([len(files.train), len(files.test)])
     return ImageArrays(train, train_labels, test, test_labels, files.class_names)
 
 
-def _decode_picture(path: Path, image_size: int | None) -> np.ndarray:
-    """uint8 (3, H, W)"""
-    try:
-        picture = Image.open(BytesIO(path.read_bytes())).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise errors of a dozen types
-        raise DataError(f"cannot read the picture {path} ({one_line(error)}): replace or delete it") from error
-    if image_size is not None:
-        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1)
+def _decode_with(decode_files: Decode, num_threads: int, paths: list[str], image_size: int | None, name: str) -> Tensor:
+    """uint8 (N, 3, H, W)"""
+    (size,), _ = decode_files(paths[:1], image_size)
+    width, height = size
+    images = np.empty((len(paths), 3, height, width), dtype=np.uint8)
 
+    def decode_chunk(start: int) -> None:
+        chunk = paths[start : start + CHUNK]
+        sizes, pixels = decode_files(chunk, image_size)
+        for path, (its_width, its_height) in zip(chunk, sizes, strict=True):
+            if (its_width, its_height) != size:
+                raise DataError(
+                    f"pictures of different sizes, as {width}x{height} of {paths[0]} and {its_width}x{its_height} of "
+                    f"{path}: give image_size to scale them to one"
+                )
+        channels_last = np.frombuffer(pixels, dtype=np.uint8).reshape(len(chunk), height, width, 3)
+        images[start : start + CHUNK] = channels_last.transpose(0, 3, 1, 2)
 
-def _size(pixels: np.ndarray) -> str:
-    _, height, width = pixels.shape
-    return f"{width}x{height}"
+    starts = range(0, len(paths), CHUNK)
+    with ThreadPoolExecutor(num_threads) as pool:
+        decoded = pool.map(decode_chunk, starts)
+        for _ in track(decoded, f"decoding {name}", total=len(starts), console=Console(stderr=True)):
+            pass
+    return torch.from_numpy(images)

@@ -25,5 +25,7 @@ class Force:
     allocation: ClassVar[str | None] = None
 
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
-        gradient = loss_gradient(scoring, batch_norm=self.batch_norm)
-        return {name: (weight * gradient[name]).abs() for name, weight in scoring.weights().items()}
+        scores = loss_gradient(scoring, batch_norm=self.batch_norm)
+        for name, weight in scoring.weights().items():
+            scores[name].mul_(weight).abs_()
+        return scores

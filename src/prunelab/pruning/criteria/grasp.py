@@ -30,7 +30,10 @@ class Grasp:
     allocation: ClassVar[str | None] = None
 
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
-        gradient = loss_gradient(scoring, batch_norm=self.batch_norm, temperature=self.temperature)
-        kept = {name: g * scoring.masks[name] for name, g in gradient.items()}
-        product = hessian_vector_product(scoring, kept, batch_norm=self.batch_norm, temperature=self.temperature)
-        return {name: weight * product[name] * scoring.masks[name] for name, weight in scoring.weights().items()}
+        kept = loss_gradient(scoring, batch_norm=self.batch_norm, temperature=self.temperature)
+        for name, gradient in kept.items():
+            gradient.masked_fill_(~scoring.masks[name], 0)
+        scores = hessian_vector_product(scoring, kept, batch_norm=self.batch_norm, temperature=self.temperature)
+        for name, weight in scoring.weights().items():
+            scores[name].mul_(weight).masked_fill_(~scoring.masks[name], 0)
+        return scores

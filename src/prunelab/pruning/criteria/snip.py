@@ -31,7 +31,9 @@ class Snip:
     allocation: ClassVar[str | None] = None
 
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
-        gradient = loss_gradient(scoring, batch_norm=self.batch_norm)
-        products = {name: weight * gradient[name] * scoring.masks[name] for name, weight in scoring.weights().items()}
-        scores = {name: product if self.signed else product.abs() for name, product in products.items()}
+        scores = loss_gradient(scoring, batch_norm=self.batch_norm)
+        for name, weight in scoring.weights().items():  # in place: fresh memory takes longer than the product
+            product = scores[name].mul_(weight).masked_fill_(~scoring.masks[name], 0)
+            if not self.signed:
+                product.abs_()
         return layer_normalised(scores, scoring.masks) if self.normalise else scores

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunelab.pruning.errors import PruningError
+from prunelab.pruning.flow import FlowRounds, NotHeldError
 from prunelab.pruning.normalise import layer_normalised
-from prunelab.pruning.rescaling import crossing_modules, scaled_at
-from prunelab.pruning.scoring import Scoring, evaluation_mode
+from prunelab.pruning.rescaling import InRange
+from prunelab.pruning.scoring import Rounds, Scoring, evaluation_mode, exact_pass
+from prunelab.pruning.streamed import StreamedRounds
 from prunelab.pruning.surrogate import check_linear, surrogate_output, surrogate_tensors
+
+MAX_FAST = 50_000_000  # weights; above, rounds of path "auto" are lean
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,11 @@ class SynFlow:
     gradient_only: dR/d|w| without the factor |w|. normalise: scores as shares of their layer.
     precision: in float64 masks are equal for any correct implementation; float32 is faster, but the rounds amplify its
     rounding (1-20 % of the kept weights can differ), so its masks are not reproducible across devices.
+    path: how many rounds are gone through, with the same masks in float64. "fast" holds what does not change between
+    rounds and looks at kept weights only (`flow.py`: 43 bytes per weight in float64, 27 in float32); "lean" holds
+    nothing but masks (`streamed.py`: 6 bytes per weight and a layer's gradients, twice the passes; CPU only); "plain"
+    scores each round by itself, as do `normalise`, allocations, layerwise scopes and layer floors. "auto": fast, above
+    50 million weights lean.
 
     Should R leave the range of floating point (deep networks), the signal is rescaled by powers of two at modules that
     every path crosses, which changes no bit of the ranking; scores that still overflow raise.
@@ -45,6 +56,7 @@ class SynFlow:
     gradient_only: bool = False
     normalise: bool = False
     precision: Literal["float64", "float32"] = "float64"
+    path: Literal["auto", "fast", "lean", "plain"] = "auto"
     revives: ClassVar[bool] = False
     allocation: ClassVar[str | None] = None
 
@@ -52,9 +64,20 @@ class SynFlow:
     def needs_batches(self) -> bool:
         return self.input == "mean_abs"
 
+    def __post_init__(self) -> None:
+        if self.normalise and self.path in ("fast", "lean"):
+            raise PruningError(f"path {self.path} compares all scores as they are: it does not go with normalise")
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def _power(self) -> int:
+        return 2 if self.objective == "l2" else 1
+
     def __call__(self, scoring: Scoring) -> dict[str, Tensor]:
-        dtype = torch.float64 if self.precision == "float64" else torch.float32
-        power = 2 if self.objective == "l2" else 1
+        dtype, power = self._dtype, self._power
         weights = {
             name: (weight.to(dtype).abs() ** power).masked_fill_(~scoring.masks[name], 0).requires_grad_()
             for name, weight in scoring.weights().items()
@@ -66,11 +89,49 @@ class SynFlow:
             tensors = surrogate_tensors(scoring.net, weights, dtype, power)
             flow = _Flow(scoring.net, tensors, self.activations, power)
             scores, total = flow.scores(weights, inputs, gradient_only=self.gradient_only)
+        negative = [name for name, values in scores.items() if bool((values < 0).any())]
+        if negative:
+            raise PruningError(
+                f"SynFlow scores are negative in {_modules(negative, scoring.net)}: a part of it subtracts"
+            )
         if scoring.round == 0:
-            _check_meaningful(scores, scoring)
+            _check_meaningful({name: int((values == 0).sum()) for name, values in scores.items()}, scoring)
         if self.objective == "log" and total > 0:
             scores = {name: values / total for name, values in scores.items()}
         return layer_normalised(scores, scoring.masks) if self.normalise else scores
+
+    def rounds_of(self, scoring: Scoring) -> Rounds | None:
+        """The rounds as `path` says; None: each by itself."""
+        if self.path == "plain" or self.normalise:  # shares of a layer change with all of its scores
+            return None
+        with exact_pass([scoring.example_input.device]):
+            inputs = self._inputs(scoring, self._dtype)
+        if self.activations == "identity":
+            with evaluation_mode(scoring.net):
+                check_linear(scoring.net, inputs)
+        if self.path == "lean" and inputs.device.type != "cpu":
+            raise PruningError(f"SynFlow's lean path goes on the CPU only, the network is on {inputs.device}")
+        is_large = scoring.masks.num_weights > MAX_FAST and inputs.device.type == "cpu"
+        kinds: list[type[StreamedRounds] | type[FlowRounds]] = [StreamedRounds, FlowRounds]
+        if self.path != "auto":
+            kinds = [StreamedRounds if self.path == "lean" else FlowRounds]
+        for kind in kinds if is_large or self.path != "auto" else [FlowRounds]:
+            try:
+                return kind(
+                    scoring.net,
+                    scoring.masks,
+                    inputs,
+                    power=self._power,
+                    activations=self.activations,
+                    times_weight=not self.gradient_only,
+                    of_log=self.objective == "log",
+                    check=partial(_check_meaningful, scoring=scoring),
+                )
+            except NotHeldError as error:
+                if self.path != "auto":
+                    raise
+                warnings.warn(f"SynFlow takes a slower path, with the same masks: {error}", stacklevel=2)
+        return None
 
     def _inputs(self, scoring: Scoring, dtype: torch.dtype) -> Tensor:
         if not scoring.example_input.is_floating_point():
@@ -97,19 +158,10 @@ class _Flow:
     def run(self, inputs: Tensor) -> Tensor:
         return surrogate_output(self.net, self.tensors, inputs, activations=self.activations, power=self.power)
 
-    def total(self, inputs: Tensor) -> Tensor:
-        """R, or R / 2^e where R is outside the range in which neither it nor its gradients can overflow."""
-        total = self.run(inputs).sum()
-        limits = torch.finfo(total.dtype)
-        if limits.tiny**0.5 < total.item() < limits.max**0.5:
-            return total
-        with scaled_at(crossing_modules(self.net, self.run, inputs)):
-            return self.run(inputs).sum()
-
     def scores(
         self, weights: Mapping[str, Tensor], inputs: Tensor, *, gradient_only: bool
     ) -> tuple[dict[str, Tensor], float]:
-        total = self.total(inputs)
+        total = InRange(self.net, self.run).total(inputs)
         gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
         pairs = zip(weights.items(), gradients, strict=True)
         if gradient_only:
@@ -117,20 +169,15 @@ class _Flow:
         return {name: weight.detach() * gradient for (name, weight), gradient in pairs}, total.item()
 
 
-def _check_meaningful(scores: Mapping[str, Tensor], scoring: Scoring) -> None:
-    """Not more than half of the scores 0 (in an unpruned network), none negative."""
-    negative = [name for name, values in scores.items() if bool((values < 0).any())]
-    if negative:
-        raise PruningError(f"SynFlow scores are negative in {_modules(negative, scoring.net)}: a part of it subtracts")
-    if scoring.masks.density < 1:
+def _check_meaningful(num_zero: Mapping[str, int], scoring: Scoring) -> None:
+    """Not more than half of the first scores are 0, in an unpruned network."""
+    if scoring.masks.density < 1 or 2 * sum(num_zero.values()) <= scoring.masks.num_weights:
         return  # neighbours of pruned weights score 0 for a good reason
-    num_zero = {name: int((values == 0).sum()) for name, values in scores.items()}
-    if 2 * sum(num_zero.values()) > scoring.masks.num_weights:
-        mostly = [name for name, count in num_zero.items() if 2 * count > scores[name].numel()]
-        raise PruningError(
-            f"more than half of the SynFlow scores are 0, most in {_modules(mostly, scoring.net)}: no signal passes "
-            "there (saturated activations, weights of 0, or kernels larger than the pictures that reach them)"
-        )
+    mostly = [name for name, count in num_zero.items() if 2 * count > scoring.weights()[name].numel()]
+    raise PruningError(
+        f"more than half of the SynFlow scores are 0, most in {_modules(mostly, scoring.net)}: no signal passes "
+        "there (saturated activations, weights of 0, or kernels larger than the pictures that reach them)"
+    )
 
 
 def _modules(names: list[str], net: nn.Module) -> str:

@@ -1,0 +1,143 @@
+"""What masks cost a training step: prunelab's and other libraries' ways against the dense step, side by side.
+
+    OMP_NUM_THREADS=2 python benchmarks/masked_step.py [--quick] [--networks resnet20 ...] [--turns N] [--output DIR]
+
+A step is whole: forward, loss, backward, masking, optimizer; float32, batch 128 of noise, contiguous (ModelPruning
+refuses channels last). In a loop of its own, and inside `Trainer.fit`. The ways: KeepPruned;
+`torch.nn.utils.prune.custom_from_mask`, which is Lightning's ModelPruning inside `fit`; `torch.nn.utils.parametrize`
+with w * mask. They take turns, each turn begins with another; a ratio is of the seconds in one turn.
+"masking alone" is what KeepPruned does in a step, timed by itself, over the dense step of the same turn: two dense
+steps differ by more than it. Masks are random: which weights are kept does not matter to the time.
+On a GPU, if there is one, with and without `net.compile()`.
+Writes masked_step.json and masked_step.md into `--output`; `--quick` writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from compact import machine
+from compact_masks import SETTINGS
+from masked_ways import DENSE, FIT_WAYS, KEEP, LOOP_WAYS, OPTIMIZERS, InFit, PlainLoop
+from torch import nn
+
+from prunelab.pruning import Masks, prune
+from prunelab.pruning.criteria import Random
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = ("resnet20", "vgg16_bn")
+STEPS = {"cpu": {"resnet20": 2, "vgg16_bn": 1}, "cuda": {"resnet20": 50, "vgg16_bn": 50}}  # in a turn
+MASKINGS = 5  # in a turn
+
+
+@dataclass(frozen=True)
+class Row:
+    """ratio: seconds of the way's step / of the dense one. masking_alone: KeepPruned's own seconds / of the dense."""
+
+    network: str
+    optimizer: str
+    place: str
+    way: str
+    compiled: bool
+    milliseconds: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    masking_alone: tuple[float, float, float] | None = None
+
+
+def measure(network: str, optimizer: str, in_fit: bool, compiled: bool, masks: Masks, turns: int) -> list[Row]:
+    """The rows of the ways of one network, optimizer and place."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ways = FIT_WAYS if in_fit else LOOP_WAYS
+    loop: type[InFit] | type[PlainLoop] = InFit if in_fit else PlainLoop
+    trainings = {way: loop(network, way, optimizer, masks, device, compiled) for way in ways}
+    for way, training in trainings.items():
+        for _ in range(2 if in_fit else 1):  # makes the optimizer's slots; in a fit, then the masks of ModelPruning
+            training.seconds(1)
+        check_density(training.net, masks, 1.0 if way == DENSE else masks.density)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    masking: list[float] = []
+    for turn in range(turns):
+        for way in (*ways[turn % len(ways) :], *ways[: turn % len(ways)]):
+            seconds[way].append(trainings[way].seconds(STEPS[device][network]))
+        keeping = trainings[KEEP]
+        if isinstance(keeping, PlainLoop):
+            masking.append(keeping.seconds_of_masking(MASKINGS))
+    rows = []
+    for way, own in seconds.items():
+        place = "fit" if in_fit else "loop"
+        alone = spread(masking, seconds[DENSE]) if way == KEEP and masking else None
+        milliseconds, ratios = 1e3 * statistics.median(own), spread(own, seconds[DENSE])
+        rows.append(Row(network, optimizer, place, way, compiled, milliseconds, *ratios, alone))
+    return rows
+
+
+def check_density(net: nn.Module, masks: Masks, expected: float) -> None:
+    """That the network computes with as few weights as it should."""
+    weights = [getattr(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in masks]
+    density = sum(int(torch.count_nonzero(weight)) for weight in weights) / masks.num_weights
+    if abs(density - expected) > 1e-3:
+        raise RuntimeError(f"the network computes with {density:.3f} of its weights, not with {expected:.3f}")
+
+
+def spread(own: Sequence[float], dense: Sequence[float]) -> tuple[float, float, float]:
+    ratios = [this / that for this, that in zip(own, dense, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| network | optimizer | where | way | step, ms | step / dense: median (min - max) | masking alone / dense |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        place = f"{row.place}, compiled" if row.compiled else row.place
+        ratio = f"{row.ratio:.3f} ({row.ratio_min:.3f} - {row.ratio_max:.3f})"
+        alone = "{:.4f} ({:.4f} - {:.4f})".format(*row.masking_alone) if row.masking_alone else ""
+        where = f"{SETTINGS[row.network].title} | {row.optimizer} | {place}"
+        lines.append(f"| {where} | {row.way} | {row.milliseconds:.1f} | {ratio} | {alone} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="2 turns, ResNet-20 only, nothing written")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.quick:
+        options.networks, options.turns = ["resnet20"], 2
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = machine(device)
+    print(where, flush=True)
+    rows: list[Row] = []
+    for network in options.networks:
+        setting = SETTINGS[network]
+        masks = prune(setting.build(), Random(), density=options.density, example_input=setting.example())
+        for optimizer in OPTIMIZERS:
+            for in_fit in (False, True):
+                for compiled in (False, True) if device == "cuda" else (False,):
+                    found = measure(network, optimizer, in_fit, compiled, masks, options.turns)
+                    print(table(found), flush=True)
+                    rows += found
+    if not options.quick:
+        options.output.mkdir(parents=True, exist_ok=True)
+        saved = {"machine": where, "turns": options.turns, "density": options.density, "steps": STEPS[device]}
+        saved["rows"] = [asdict(row) for row in rows]
+        (options.output / "masked_step.json").write_text(json.dumps(saved, indent=1) + "\n")
+        text = f"# The masked step\n\n{where}; density {options.density}, {options.turns} turns\n\n{table(rows)}\n"
+        (options.output / "masked_step.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

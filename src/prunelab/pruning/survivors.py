@@ -1,0 +1,150 @@
+"""The weights that are still kept, as many rounds with one global threshold need them: the scores of nothing else are
+computed or compared. Both classes select as `keep_highest` does: an exact number, and of equal scores the earlier
+positions go first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunelab.pruning.errors import PruningError
+from prunelab.pruning.selection import kth_smallest
+
+OVERFLOW = "scores are inf or NaN: the weights are, or the signal overflows in this network"
+NEGATIVE = "SynFlow scores are negative: a part of the network subtracts"
+_REBUILD_AT = 0.75  # share of a list that is still kept: a list built anew costs as much as several rounds with it
+
+
+class SurvivorLists:
+    """On the CPU: the positions and values of kept weights in lists, which shrink as weights are dropped.
+
+    values: the factor of each weight's gradient in its score. kept: bool tensor. Both flat, layer after layer, of which
+    `sizes` are the lengths. Between rebuilds, dropped entries have the value NaN: no comparison holds for it.
+    """
+
+    def __init__(self, values: Tensor, kept: Tensor, sizes: Sequence[int], num_kept: int) -> None:
+        self.num_kept = num_kept
+        self._kept, self._sizes = kept.clone(), list(sizes)
+        self._begins = torch.tensor([0, *self._sizes]).cumsum(0)[:-1]  # of the layers in the flat tensors
+        # in the layer, as 32 bits: half the bytes, and what index_select takes
+        by_layer = [mask.nonzero().flatten().to(torch.int32) for mask in kept.split(self._sizes)]
+        self._lengths = [len(positions) for positions in by_layer]  # of the layers in the lists
+        self._positions = torch.cat(by_layer)
+        layers = zip(values.split(self._sizes), by_layer, strict=True)
+        self._values = torch.cat([layer.index_select(0, positions) for layer, positions in layers])
+        self._scores = torch.empty_like(self._values)
+        self._gone = torch.zeros(num_kept, dtype=torch.bool)
+
+    def kept_by_layer(self) -> list[Tensor]:
+        return list(self._kept.split(self._sizes))
+
+    def score(self, gradients: Iterable[Tensor], divisor: float = 1.0) -> None:
+        """Gradient times value, over `divisor`. Raises: PruningError for inf, NaN or less than 0."""
+        self._rebuild()
+        start = 0
+        for gradient, length in zip(gradients, self._lengths, strict=True):
+            part = slice(start, start + length)
+            torch.index_select(gradient.reshape(-1), 0, self._positions[part], out=self._scores[part])
+            start += length
+        self._scores.mul_(self._values)
+        if divisor != 1:
+            self._scores.div_(divisor)
+        scores, limit = self._scores.numpy(), torch.finfo(self._scores.dtype).max
+        if np.count_nonzero(scores <= limit) != self.num_kept:  # NaN is not, neither of dropped weights nor of others
+            raise PruningError(OVERFLOW)
+        if np.count_nonzero(scores >= 0) != self.num_kept:
+            raise PruningError(NEGATIVE)
+
+    def _rebuild(self) -> None:
+        if self.num_kept > _REBUILD_AT * len(self._values):
+            return
+        left = torch.from_numpy(np.flatnonzero(~self._gone.numpy()))
+        self._lengths = self._by_layer(left)
+        self._positions = self._positions.index_select(0, left)
+        self._values = self._values.index_select(0, left)
+        self._scores = self._scores[: len(left)]
+        self._gone = torch.zeros(len(left), dtype=torch.bool)
+
+    def _by_layer(self, entries: Tensor) -> list[int]:
+        """How many of the ascending `entries` belong to each layer."""
+        ends = torch.searchsorted(entries, torch.tensor(self._lengths).cumsum(0))
+        lengths: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        return lengths
+
+    def drop(self, num_kept: int, weights: Tensor) -> None:
+        """Drop all but the `num_kept` highest of the last scores, and set their `weights` (flat) to 0."""
+        num_dropped = self.num_kept - num_kept
+        if num_dropped == 0:
+            return
+        scores = self._scores.numpy()
+        threshold = kth_smallest(scores, num_dropped)
+        dropped = np.flatnonzero(scores <= threshold)
+        num_ties_kept = len(dropped) - num_dropped
+        if num_ties_kept:
+            ties = np.flatnonzero(scores[dropped] == threshold)
+            dropped = np.delete(dropped, ties[-num_ties_kept:])
+        entries = torch.from_numpy(dropped)
+        self._values[entries] = torch.nan
+        self._gone[entries] = True
+        self.num_kept = num_kept
+        begins = self._begins.repeat_interleave(torch.tensor(self._by_layer(entries)))
+        everywhere = self._positions[entries] + begins
+        self._kept[everywhere] = False
+        weights[everywhere] = 0
+
+    def scores(self, layer: int) -> Tensor:
+        """The last scores of a layer, flat, 0 where no weight was kept when they were made."""
+        positions, scores = self._positions.split(self._lengths)[layer], self._scores.split(self._lengths)[layer]
+        found = torch.zeros(self._sizes[layer], dtype=scores.dtype)
+        found[positions.long()] = torch.nan_to_num(scores, nan=0)
+        return found
+
+    def check(self) -> None:
+        """Nothing is left to check: `score` has done it."""
+
+
+class FixedSurvivors:
+    """On other devices: tensors of one size for all rounds, and nothing that the host would have to wait for.
+
+    A weight that is dropped has the score -inf, below all others. Arguments and methods as those of `SurvivorLists`.
+    """
+
+    def __init__(self, values: Tensor, kept: Tensor, sizes: Sequence[int], num_kept: int) -> None:
+        self.num_kept = num_kept
+        self._values, self._kept, self._sizes = values.clone(), kept, list(sizes)
+        self._scores = torch.empty_like(values)
+        self._is_valid = torch.ones((), dtype=torch.bool, device=values.device)
+
+    def kept_by_layer(self) -> list[Tensor]:
+        return list(self._kept.split(self._sizes))
+
+    def score(self, gradients: Iterable[Tensor], divisor: float = 1.0) -> None:
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._scores)
+        self._scores.mul_(self._values)
+        if divisor != 1:
+            self._scores.div_(divisor)
+        self._is_valid = self._is_valid & (((self._scores >= 0) & self._scores.isfinite()) | ~self._kept).all()
+        self._scores.masked_fill_(~self._kept, -torch.inf)
+
+    def drop(self, num_kept: int, weights: Tensor) -> None:
+        if num_kept == self.num_kept:
+            return
+        threshold = self._scores.kthvalue(len(self._scores) - num_kept).values
+        above, ties = self._scores > threshold, self._scores == threshold
+        rank_from_the_end = ties.flip(0).cumsum(0).flip(0)
+        self._kept = above | (ties & (rank_from_the_end <= num_kept - above.sum()))
+        self.num_kept = num_kept
+        weights.masked_fill_(~self._kept, 0)
+
+    def scores(self, layer: int) -> Tensor:
+        scores = self._scores.split(self._sizes)[layer]
+        return scores.masked_fill(scores.isneginf(), 0)
+
+    def check(self) -> None:
+        """At the end, as it waits for the device. Raises: PruningError if scores were inf, NaN or negative."""
+        if not bool(self._is_valid):
+            raise PruningError(f"{OVERFLOW}; or {NEGATIVE}")

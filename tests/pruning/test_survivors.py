@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from prunelab.pruning import Masks, PruningError, keep_highest
+from prunelab.pruning.survivors import FixedSurvivors, SurvivorLists
+
+SIZES = [7, 40, 0, 53]
+KINDS = [SurvivorLists, FixedSurvivors]
+Kind = type[SurvivorLists] | type[FixedSurvivors]
+
+
+def parts(flat: Tensor) -> dict[str, Tensor]:
+    return {str(index): part for index, part in enumerate(flat.split(SIZES)) if len(part)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("levels", [2, 3, 1000], ids="{} different scores".format)
+@pytest.mark.parametrize("seed", range(3))
+def test_many_rounds_select_as_keep_highest_does(kind: Kind, levels: int, seed: int) -> None:
+    """Scores with many ties, zeros among them; masks, zeroed weights and scores after each round."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(sum(SIZES), generator=generator, dtype=torch.float64) + 1
+    kept = torch.rand(len(weights), generator=generator) < 0.9
+    weights[~kept] = 0
+    values, masks = weights.clone(), Masks(parts(kept))
+    survivors = kind(values, kept, SIZES, masks.num_kept)
+    for num_kept in (masks.num_kept, 80, 79, 79, 40, 22, 9, 2, 1):
+        # halves of whole numbers, so that products with powers of two tie exactly
+        gradients = torch.randint(levels, (len(weights),), generator=generator) / values.clamp(min=1)
+        survivors.score(gradients.split(SIZES))
+        wanted = gradients * values * torch.cat([mask.flatten() for mask in masks.values()])
+        for index in range(len(SIZES)):
+            assert torch.equal(survivors.scores(index), wanted.split(SIZES)[index])
+        masks = keep_highest(parts(wanted), num_kept / len(weights), masks)
+        survivors.drop(num_kept, weights)
+        assert Masks(parts(torch.cat(survivors.kept_by_layer()))) == masks
+        assert torch.equal(weights != 0, torch.cat([mask.flatten() for mask in masks.values()]))
+        survivors.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("wrong", "reason"), [(torch.inf, "inf or NaN"), (torch.nan, "inf or NaN"), (-1, "negative")])
+def test_scores_that_cannot_be_ranked_are_refused(kind: Kind, wrong: float, reason: str) -> None:
+    """In later rounds too; those of weights that are dropped already do not matter."""
+    survivors = kind(torch.ones(10), torch.ones(10, dtype=torch.bool), [10], 10)
+    survivors.score([torch.arange(10.0)])
+    survivors.drop(9, torch.ones(10))
+    survivors.score([torch.tensor([float(wrong), *range(9)])])
+    survivors.check()
+
+    def score() -> None:
+        survivors.score([torch.tensor([0, *range(8), float(wrong)])])
+        survivors.check()
+
+    with pytest.raises(PruningError, match=reason):
+        score()
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """Meta tensors have no values: reading one raises."""
+    survivors = FixedSurvivors(
+        torch.ones(100, device="meta"), torch.ones(100, dtype=torch.bool, device="meta"), [60, 40], 100
+    )
+    weights = torch.ones(100, device="meta")
+    for num_kept in (90, 50, 10):
+        survivors.score(torch.ones(100, device="meta").split([60, 40]))
+        survivors.drop(num_kept, weights)
+    assert [part.shape[0] for part in survivors.kept_by_layer()] == [60, 40]
+    with pytest.raises(RuntimeError, match=r"meta|Tensor.item"):
+        survivors.check()
