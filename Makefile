@@ -13,7 +13,7 @@ run: setup
 # two halves beside each other, a thread for each process: runs that are started, killed and resumed; everything else
 RUNS := tests/experiment tests/test_*.py
 test: check
-	$(MAKE) --jobs 2 --keep-going --output-sync=line test-runs test-parts
+	$(MAKE) --jobs 2 --keep-going test-runs test-parts
 
 test-runs:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RUNS)

@@ -34,7 +34,7 @@ RESNET: dict[str, Any] = {
     "trainer.precision": "64-true",
     "pruning.density": 0.05,
 }
-COMPACT = {"pruning.compact": True}
+COMPACT = {"pruning.compact": True, "pruning.compact_multiple": 1}  # few layers here have 8 channels
 TICKET: dict[str, Any] = {
     "pruning.criterion": MAGNITUDE,
     "pruning.density": None,
@@ -224,7 +224,6 @@ def test_evaluate_reads_a_compact_run(experiment: Any) -> None:
 
 def test_levels_are_nested_and_shrink(experiment: Any) -> None:
     changes = RESNET | TICKET | COMPACT
-    changes["pruning"] = {**changes["pruning"], "compact_multiple": 1}  # few channels are fewer than 8
     levels = experiment.levels(**changes)
     channels = [record_of(level)["num_channels_compact"] for level in levels]
     assert channels == sorted(channels, reverse=True)

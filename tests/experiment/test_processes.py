@@ -74,7 +74,17 @@ def sparse_dirs(launch: Any, run_dirs: tuple[Path, Path]) -> tuple[Path, Path]:
     base = run_dirs[0].parents[1]
     sparse = ("--pruning.density", "0.03")
     masked = run(launch, base / "tiny.yaml", base / "masked", 1, *sparse)
-    return masked, run(launch, base / "tiny.yaml", base / "compact", 2, *sparse, "--pruning.compact", "true")
+    return masked, run(
+        launch,
+        base / "tiny.yaml",
+        base / "compact",
+        2,
+        *sparse,
+        "--pruning.compact",
+        "true",
+        "--pruning.compact_multiple",
+        "1",
+    )
 
 
 @pytest.mark.parametrize("level", ["level_00", "level_01"])

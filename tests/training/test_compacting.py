@@ -51,7 +51,7 @@ def train(make_net: Any, make_module: Any, fit: Any, masks_file: str) -> Any:
 
     def run(compact: bool, *callbacks: Callback, net: nn.Module | None = None, **options: Any) -> Any:
         module = make_module(make_net() if net is None else net)
-        pruning, losses = PruningAtInit(masks_from=masks_file, compact=compact), Losses()
+        pruning, losses = PruningAtInit(masks_from=masks_file, compact=compact, compact_multiple=1), Losses()
         trainer = fit(module, [pruning, KeepPruned(), losses, *callbacks], **DOUBLE | options)
         return module, pruning, losses, trainer
 
@@ -84,7 +84,7 @@ def test_says_how_much_smaller(train: Any, capsys: pytest.CaptureFixture[str]) -
 def test_scores_like_the_masked_run(make_net: Any, make_module: Any, fit: Any, make_pruning: Any) -> None:
     found = []
     for is_compact in (False, True):
-        pruning = make_pruning(snip, 0.1, compact=is_compact)
+        pruning = make_pruning(snip, 0.1, compact=is_compact, compact_multiple=1)
         fit(make_module(make_net()), pruning)
         found.append(pruning[0].masks)
     assert found[0] == found[1]
@@ -103,7 +103,11 @@ def test_weight_averaging_averages_the_small_network(train: Any) -> None:
 def test_weight_averaging_that_comes_first_is_refused(
     make_net: Any, make_module: Any, fit: Any, masks_file: str
 ) -> None:
-    callbacks = [EMAWeightAveraging(decay=0.9), PruningAtInit(masks_from=masks_file, compact=True), KeepPruned()]
+    callbacks = [
+        EMAWeightAveraging(decay=0.9),
+        PruningAtInit(masks_from=masks_file, compact=True, compact_multiple=1),
+        KeepPruned(),
+    ]
     with pytest.raises(PruningError, match="before weight averaging"):
         fit(make_module(make_net()), callbacks)
 
@@ -120,7 +124,11 @@ def test_compiles_in_place(train: Any, make_net: Any, fit: Any, masks_file: str,
     _, _, losses, _ = train(True)
     module = Classifier(make_net(), lambda p: torch.optim.SGD(p, 0.1, 0.9, 0, 1e-2, nesterov=True), compile=True)
     compiled = Losses()
-    fit(module, [PruningAtInit(masks_from=masks_file, compact=True), KeepPruned(), compiled], **DOUBLE)
+    fit(
+        module,
+        [PruningAtInit(masks_from=masks_file, compact=True, compact_multiple=1), KeepPruned(), compiled],
+        **DOUBLE,
+    )
     assert shapes == [(2, 1, 3, 3)]
     assert compiled.values == pytest.approx(losses.values, rel=1e-9)
 
@@ -166,7 +174,7 @@ def test_an_optimizer_of_the_full_network_is_refused(make_net: Any, fit: Any, ma
 
     fit(Early(make_net()), [PruningAtInit(masks_from=masks_file), KeepPruned()])
     with pytest.raises(PruningError, match="take them in configure_optimizers"):
-        fit(Early(make_net()), [PruningAtInit(masks_from=masks_file, compact=True), KeepPruned()])
+        fit(Early(make_net()), [PruningAtInit(masks_from=masks_file, compact=True, compact_multiple=1), KeepPruned()])
 
 
 def test_a_compact_network_is_not_compacted_again(train: Any, fit: Any, masks_file: str) -> None:
