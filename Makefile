@@ -1,6 +1,6 @@
 # make run    sets everything up, then prunes and trains on data that ships
 # make test   sets everything up, then formats, types and runs the tests
-# make bench  all tables of benchmarks/results, 40 minutes on idle cores
+# make bench  the tables of benchmarks/results; wants idle cores
 # make setup  only the environment, in .venv
 
 PYTHON ?= python3

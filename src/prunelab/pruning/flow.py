@@ -108,8 +108,9 @@ class Flow:
 
 
 class FlowRounds:
-    """The state of SynFlow's rounds. Memory, weights of the network included, in bytes per weight: 43 in float64, 27 in
-    float32, as scores, values and positions of the kept weights stay in lists beside the network.
+    """The state of SynFlow's rounds: scores, values and positions of the kept weights stay in lists beside the network.
+    Measured, network included, with 1e8 weights and only 3 rounds, which drop most of them at once: 14 times the bytes
+    of the float32 weights in float64, 11 times in float32.
 
     masks: what the first round starts from. times_weight: whether the score is gradient times weight. of_log: whether
     scores are those of log R, those of R over R. check: is given the number of scores that are 0 of each layer, once.

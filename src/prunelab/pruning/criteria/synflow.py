@@ -33,13 +33,12 @@ class SynFlow:
     objective: "sum" is R; "l2" takes squares in place of absolute values (path norm); "log" is log R (same ranking).
     activations: "own" keeps the network's activations on the positive signal (conservation then fails for tanh, ...).
     gradient_only: dR/d|w| without the factor |w|. normalise: scores as shares of their layer.
-    precision: in float64 masks are equal for any correct implementation; float32 is faster, but the rounds amplify its
-    rounding (1-20 % of the kept weights can differ), so its masks are not reproducible across devices.
+    precision: in float64 masks were equal in whatever order sums were made, wherever that was tried; float32 is faster,
+    but the rounds amplify its rounding (1-20 % of the kept weights can differ): not reproducible across devices.
     path: how many rounds are gone through, with the same masks in float64. "fast" holds what does not change between
-    rounds and looks at kept weights only (`flow.py`: 43 bytes per weight in float64, 27 in float32); "lean" holds
-    nothing but masks (`streamed.py`: 6 bytes per weight and a layer's gradients, twice the passes; CPU only); "plain"
-    scores each round by itself, as do `normalise`, allocations, layerwise scopes and layer floors. "auto": fast, above
-    50 million weights lean.
+    rounds and looks at kept weights only (`flow.py`); "lean" holds nothing but masks and one layer's gradients
+    (`streamed.py`: a third of the memory, twice the passes; CPU only); "plain" scores each round by itself, as do
+    `normalise`, allocations, layerwise scopes and layer floors. "auto": fast, above 50 million weights lean.
 
     Should R leave the range of floating point (deep networks), the signal is rescaled by powers of two at modules that
     every path crosses, which changes no bit of the ranking; scores that still overflow raise.
