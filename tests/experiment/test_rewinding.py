@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from prunelab.experiment import train_level
+from prunelab.experiment import level_record
 from prunelab.experiment.footprint import footprint
 from prunelab.experiment.run_dir import LevelDir
 from prunelab.pruning import Masks, PruningError
@@ -110,7 +110,7 @@ def test_masked_levels_are_one_measurement_of_the_network(experiment: Any, monke
         measured.append(footprint(*given))
         return measured[-1]
 
-    monkeypatch.setattr(train_level, "footprint", counted)
+    monkeypatch.setattr(level_record, "footprint", counted)
     levels = experiment.levels(**TICKET, **{"tickets.levels": 2, "tickets.density_per_level": 0.5})
     assert len(measured) == 1
     assert all(measured[0].items() <= record_of(level).items() for level in levels)

@@ -11,11 +11,12 @@ from typing import Any
 from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.job import Config, Instantiate, Job, is_first_process, say
+from prunelab.experiment.level_record import measured
 from prunelab.experiment.levels import Tickets
 from prunelab.experiment.lock import held
 from prunelab.experiment.records import read_record, write_record
 from prunelab.experiment.run_dir import RunDir, spelled_density, tickets_of
-from prunelab.experiment.train_level import measured, train_level
+from prunelab.experiment.train_level import train_level
 from prunelab.experiment.trainer import measuring_trainer, quiet_libraries
 from prunelab.launcher import end_with_launcher, is_started_again, starting_others
 from prunelab.pruning import PruningError
@@ -71,9 +72,8 @@ def run(
                     ]
                 except Exception as error:
                     refused = isinstance(error, PruningError | DataError | RunError) or not run_dir.config.exists()
-                    if (
-                        is_new and refused and is_first_process()
-                    ):  # a directory without a result would only be in the way
+                    # a directory without a result would only be in the way
+                    if is_new and refused and is_first_process():
                         run_dir.remove_unstarted()
                         if kept is not None:
                             kept.rename(run_dir.path)

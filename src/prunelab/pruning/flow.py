@@ -17,7 +17,7 @@ from prunelab.pruning.errors import PruningError
 from prunelab.pruning.masks import Masks
 from prunelab.pruning.rescaling import InRange
 from prunelab.pruning.scoring import evaluation_mode, exact_pass
-from prunelab.pruning.surrogate import PositiveLinear, surrogate_output, surrogate_tensors
+from prunelab.pruning.surrogate import PositiveLinear, output_under, surrogate_output, surrogate_tensors
 from prunelab.pruning.survivors import FixedSurvivors, SurvivorLists
 
 Result = TypeVar("Result")
@@ -97,14 +97,7 @@ class Flow:
             return total, torch.autograd.grad(total, self._weights, materialize_grads=True)
 
     def _run(self, inputs: Tensor) -> Tensor:
-        try:
-            with self._mode:
-                output = self._net(inputs)
-        except RuntimeError as error:  # a forward that casts, or makes constants of a precision of its own
-            raise PruningError(f"the network cannot be run in {inputs.dtype}: {str(error).splitlines()[0]}") from error
-        if not isinstance(output, Tensor):
-            raise PruningError(f"the network returns a {type(output).__name__}, one tensor is needed")
-        return output
+        return output_under(self._mode, self._net, inputs)
 
 
 class FlowRounds:

@@ -24,14 +24,12 @@ from prunelab.pruning.masks import Masks
 from prunelab.pruning.rescaling import InRange
 from prunelab.pruning.scoring import evaluation_mode, exact_pass
 from prunelab.pruning.selection import kth_smallest
-from prunelab.pruning.surrogate import PositiveLinear, surrogate_tensors
+from prunelab.pruning.surrogate import PositiveLinear, output_under, surrogate_tensors
 from prunelab.pruning.survivors import NEGATIVE, OVERFLOW
 
 CHUNK = 1 << 20  # weights that are looked at together
 _BIN_BITS = 20
 Visitor = Callable[[str, int, Tensor, Tensor], None]  # (layer, first position, scores, whether kept) of a chunk
-
-
 # what may be asked of a weight without using it
 _ABOUT = {
     *(
@@ -106,14 +104,10 @@ class StreamedFlow(PositiveLinear):
         if missing := self._originals.keys() - self._received:
             raise NotHeldError(f"no gradient reaches {', '.join(sorted(missing)[:3])} in a pass")
 
-    def _run(self, inputs: Tensor) -> Any:
+    def _run(self, inputs: Tensor) -> Tensor:
         self._used.clear()
         self._received.clear()
-        try:
-            with self:
-                return self._net(inputs)
-        except RuntimeError as error:  # a forward that casts, or makes constants of a precision of its own
-            raise PruningError(f"the network cannot be run in {inputs.dtype}: {str(error).splitlines()[0]}") from error
+        return output_under(self, self._net, inputs)
 
     def __torch_function__(
         self,

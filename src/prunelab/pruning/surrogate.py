@@ -197,16 +197,20 @@ def surrogate_tensors(
 
 
 def surrogate_output(net: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, **options: Any) -> Tensor:
-    """Output of the positive linear network; options are those of `PositiveLinear`.
+    """Output of the positive linear network; options are those of `PositiveLinear`. Raises: as `output_under`."""
+    return output_under(PositiveLinear(**options), lambda given: call_with(net, tensors, given), inputs)
 
-    Raises: PruningError if it is not one tensor, or if the network cannot be run in the precision of `tensors`.
+
+def output_under(mode: PositiveLinear, run: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
+    """What `run(inputs)` gives while `mode` is active.
+
+    Raises: PruningError if it is not one tensor, or if the network cannot be run in the precision of the inputs.
     """
     try:
-        with PositiveLinear(**options):
-            output = call_with(net, tensors, inputs)
+        with mode:
+            output = run(inputs)
     except RuntimeError as error:  # a forward that casts, or makes constants of a precision of its own
-        dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-        raise PruningError(f"the network cannot be run in {dtype}: {str(error).splitlines()[0]}") from error
+        raise PruningError(f"the network cannot be run in {inputs.dtype}: {str(error).splitlines()[0]}") from error
     if not isinstance(output, Tensor):
         raise PruningError(f"the network returns a {type(output).__name__}, one tensor is needed")
     return output

@@ -6,17 +6,16 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
-Own = TypeVar("Own")
+from prunelab.training.ranks import of_ranks
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -93,7 +92,7 @@ class SaveRandomState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.world_size > 1:
-            checkpoint["random_state_of_ranks"] = _of_ranks(trainer, self.state_dict())
+            checkpoint["random_state_of_ranks"] = of_ranks(trainer, self.state_dict())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._of_ranks = checkpoint.get("random_state_of_ranks", [])
@@ -175,7 +174,7 @@ class CarryEpochMetrics(Callback):
         if _inside_epoch(trainer):
             seen = trainer._logger_connector._callback_metrics
             checkpoint["epoch_metrics"] = {
-                "of_ranks": _of_ranks(trainer, _running_sums(trainer) + self._pending),
+                "of_ranks": of_ranks(trainer, _running_sums(trainer) + self._pending),
                 "callback_metrics": {name: value.detach().cpu() for name, value in seen.items()},
             }
 
@@ -258,17 +257,8 @@ def _add(metric: Any, saved: dict[str, Any]) -> None:
         setattr(metric, name, current + addend.to(current.device))
 
 
-def _of_ranks(trainer: Trainer, own: Own) -> list[Own]:
-    """What each rank has, on every rank: only the first one writes the file."""
-    if trainer.world_size == 1:
-        return [own]
-    of_ranks: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(of_ranks, own)
-    return of_ranks
-
-
-def _own_share(of_ranks: list[list[dict[str, Any]]], trainer: Trainer) -> list[dict[str, Any]]:
-    if len(of_ranks) == trainer.world_size:
-        return of_ranks[trainer.global_rank]
-    everything = [saved for of_rank in of_ranks for saved in of_rank]
+def _own_share(saved_of_ranks: list[list[dict[str, Any]]], trainer: Trainer) -> list[dict[str, Any]]:
+    if len(saved_of_ranks) == trainer.world_size:
+        return saved_of_ranks[trainer.global_rank]
+    everything = [saved for of_rank in saved_of_ranks for saved in of_rank]
     return [saved | {"sums": [part / trainer.world_size for part in saved["sums"]]} for saved in everything]
