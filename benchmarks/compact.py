@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,14 +26,14 @@ from typing import Any
 
 import torch
 from compact_masks import SETTINGS, find_masks
+from measuring import RESULTS, finish, machine, spread
 from training_step import Training, Variant, compacted, dense, masked
 
 from prunelab.memory import keep_freed_memory
 from prunelab.pruning.diagnostics import count_macs
 
-RESULTS = Path(__file__).parent / "results"
 DENSITIES = (0.1, 0.05, 0.01, 0.001)
-COMPARED = {"vgg16_bn": ("snip", "magnitude", "imp"), "resnet20": ("snip", "magnitude", "imp"), "resnet18_64": ()}
+COMPARED = ("snip", "magnitude", "imp")
 COMPARED_DENSITIES = (0.1, 0.01)
 
 
@@ -79,18 +77,16 @@ def measure(network: str, names: list[_Name], options: argparse.Namespace, devic
     seconds = _in_turns(trainings, options.turns, options.steps, device)
     rows = []
     for name, num_macs, peak, own in zip(names, macs, peaks, seconds, strict=True):
-        ratios = [first / this for first, this in zip(seconds[0], own, strict=True)]
         kind = f"{name.kind}, widths to x{name.multiple}" if name.multiple > 1 else name.kind
-        ratio, spread = statistics.median(ratios), (min(ratios), max(ratios))
         milliseconds, mega = 1e3 * statistics.median(own), (num_macs / 1e6, macs[0] / num_macs, peak / 1e6)
         where = (network, kind, name.criterion, name.density, name.compiled)
-        rows.append(Row(*where, milliseconds, ratio, *spread, *mega))
+        rows.append(Row(*where, milliseconds, *spread(seconds[0], own), *mega))
     return rows
 
 
 def _names(network: str, options: argparse.Namespace, device: str) -> list[_Name]:
     found = [("synflow", density) for density in DENSITIES]
-    found += [(c, d) for c in COMPARED[network] for d in COMPARED_DENSITIES]
+    found += [(c, d) for c in COMPARED for d in COMPARED_DENSITIES]
     if options.quick:
         found = [("synflow", 0.01)]
     names = [_Name("dense")]
@@ -130,29 +126,12 @@ def _in_turns(trainings: list[Training], turns: int, steps: int, device: str) ->
 
 
 def _seconds(training: Training, steps: int, device: str) -> float:
-    _finish(device)
+    finish(device)
     started = time.perf_counter()
     for _ in range(steps):
         training.step()
-    _finish(device)
+    finish(device)
     return (time.perf_counter() - started) / steps
-
-
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def machine(device: str) -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    place = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return (
-        f"{model or platform.machine()}, {os.cpu_count()} CPUs, {place}; torch {torch.__version__}, "
-        f"Python {platform.python_version()}; load at the start {load}"
-    )
 
 
 def table(network: str, rows: list[Row]) -> str:

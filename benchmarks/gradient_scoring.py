@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from compact import machine
+from measuring import RESULTS, finish, machine, resident, spread
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -35,7 +35,6 @@ from prunelab.pruning import prunable_names, score
 from prunelab.pruning.criteria import grasp, snip
 from prunelab.pruning.scoring import Criterion
 
-RESULTS = Path(__file__).parent / "results"
 BUILDERS = {"resnet20": resnet20, "vgg16_bn": vgg16_bn}
 BATCH_SIZES = {"resnet20": 64, "vgg16_bn": 16}
 CRITERIA: dict[str, Criterion] = {"snip": snip, "grasp": grasp}
@@ -113,11 +112,10 @@ def measure(network: str, criterion: str, turns: int, device: str) -> Row:
             finish(device)
             times.append(time.perf_counter() - started)
         seconds.append(times)
-    ratios = [ours / theirs for ours, theirs in seconds]
-    spread = statistics.median(ratios), min(ratios), max(ratios)
+    ours, theirs = zip(*seconds, strict=True)
     peaks = [peak_megabytes(network, criterion, number) for number in (FEW, MANY)]
-    milliseconds = 1e3 * statistics.median(theirs for _, theirs in seconds)
-    return Row(network, criterion, BATCH_SIZES[network], milliseconds, *spread, *peaks)
+    milliseconds = 1e3 * statistics.median(theirs)
+    return Row(network, criterion, BATCH_SIZES[network], milliseconds, *spread(ours, theirs), *peaks)
 
 
 def build(network: str, device: str) -> nn.Module:
@@ -154,17 +152,6 @@ def warm_up(criterion: Criterion, device: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), lenet_300_100(10, 4, 6))
     batch = torch.randn(2, 3, 8, 8, device=device), torch.zeros(2, dtype=torch.long, device=device)
     score(net.to(device), criterion, example_input=batch[0][:1], batches=[batch])
-
-
-def resident(key: str) -> int:
-    """Of this process alone, as Linux counts it: getrusage's maximum is inherited from the process that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
-def finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def table(rows: list[Row]) -> str:

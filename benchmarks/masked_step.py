@@ -17,20 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from compact import machine
 from compact_masks import SETTINGS
 from masked_ways import DENSE, FIT_WAYS, KEEP, LOOP_WAYS, OPTIMIZERS, InFit, PlainLoop
+from measuring import RESULTS, machine, spread
 from torch import nn
 
 from prunelab.pruning import Masks, prune
 from prunelab.pruning.criteria import Random
 
-RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet20", "vgg16_bn")
 STEPS = {"cpu": {"resnet20": 2, "vgg16_bn": 1}, "cuda": {"resnet20": 50, "vgg16_bn": 50}}  # in a turn
 MASKINGS = 5  # in a turn
@@ -85,11 +83,6 @@ def check_density(net: nn.Module, masks: Masks, expected: float) -> None:
     density = sum(int(torch.count_nonzero(weight)) for weight in weights) / masks.num_weights
     if abs(density - expected) > 1e-3:
         raise RuntimeError(f"the network computes with {density:.3f} of its weights, not with {expected:.3f}")
-
-
-def spread(own: Sequence[float], dense: Sequence[float]) -> tuple[float, float, float]:
-    ratios = [this / that for this, that in zip(own, dense, strict=True)]
-    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def table(rows: list[Row]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from compact_masks import SETTINGS
+from measuring import finish
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelPruning
 from torch import Tensor, nn
@@ -61,11 +62,6 @@ def noise(network: str, device: str) -> tuple[Tensor, Tensor]:
     images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, generator=generator)
     labels = torch.randint(setting.num_classes, (setting.batch_size,), generator=generator)
     return images.to(device), labels.to(device)
-
-
-def finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 class PlainLoop:

@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchvision
-from compact import RESULTS, machine
 from compact_masks import SETTINGS, Setting, find_masks
+from measuring import RESULTS, machine
 from scaling_paper import GPUS, STEPS, Estimate, estimate, on_paper
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook

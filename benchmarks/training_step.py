@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from compact_masks import SETTINGS
+from measuring import resident
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -109,13 +110,13 @@ def peak_bytes(path: Path) -> int:
     maximum is inherited from the process that started this one).
     """
     _load_libraries()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     saved = torch.load(path, weights_only=True)
     training = Training(Variant.from_saved(saved), saved["device"], saved["compiled"])
     for _ in range(MEMORY_STEPS):
         training.step()
     on_gpu = torch.device(saved["device"]).type == "cuda"
-    return torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM") - before
+    return torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before
 
 
 def _load_libraries() -> None:
@@ -125,11 +126,6 @@ def _load_libraries() -> None:
     images = torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     cross_entropy(net(images), torch.zeros(2, dtype=torch.long)).backward()
     optimizer.step()
-
-
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 if __name__ == "__main__":

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
-import torch
 
-from prunelab.experiment.run_dir import LevelDir, RunDir
-from prunelab.training.resume import read_checkpoint
+from prunelab.experiment.run_dir import LevelDir
+
+from .finished_runs import (
+    Finished,
+    assert_equal,
+    checkpoint,
+    left,
+    levels_of,
+    run_in,
+    write_module_and_config,
+)
 
 NUM_KILLS = 20  # half of them by the clock, half of them while a file is written
 # SLOW: seconds that each forward pass waits, so that a signal comes where it is meant to. DIES_AT: the process kills
@@ -51,38 +57,13 @@ def pass_moment():
 
 os.replace = replace
 """
-# 20 steps an epoch: the rewind point is in the middle of the second one
-CONFIG = """\
-# Batch norm, dropout, momentum, augmentation: all that a rewound and a resumed training has to bring back
-model:
-  net: {class_path: noisy_net.NoisyNet}
-  optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 1e-4}
-  lr_scheduler: {name: step, step_size: 1, gamma: 0.5}
-data: {name: digits, batch_size: 64, augment: crop, padding: 1}
-pruning: {criterion: iterative_snip, rounds: 10}
-tickets: {dense_first: true, levels: 2, density_per_level: 0.5, rewind_step: 30it, supermask: true}
-trainer: {max_epochs: 3, accelerator: cpu}
-"""
-OF_THE_CLOCK = ("latency_ms", "latency_128_ms", "seconds_scoring", "seconds_training", "Timer")
-NOT_RESTORED = ("current_score",)  # Lightning's ModelCheckpoint forgets it, and does nothing with it
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that nothing has interrupted."""
-
-    path: Path
-    seconds: float
-    text: str
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands are given."""
-    path = tmp_path_factory.mktemp("killed")
-    (path / "noisy_net.py").write_text(NET)
-    (path / "killed.yaml").write_text(CONFIG)
-    return path
+    missing = {"tickets": "levels: 2, supermask: true", "trainer": "devices: 1"}
+    return write_module_and_config(tmp_path_factory.mktemp("killed"), NET, **missing)
 
 
 @pytest.fixture(scope="module")
@@ -104,72 +85,9 @@ def train(directory: Path, start: Any) -> Callable[..., Any]:
     return begin
 
 
-def run_in(output_dir: Path) -> Path:
-    """The run that is there, without those that --fresh has set aside; before there is one, a path without files."""
-    runs = [path for path in output_dir.glob("*") if not path.name[-2:].startswith(".")]
-    assert len(runs) <= 1
-    return runs[0] if runs else output_dir / "none"
-
-
-def levels_of(run: Path) -> list[LevelDir]:
-    return RunDir(run).levels()
-
-
-def checkpoint(path: Path) -> dict[str, Any]:
-    content = read_checkpoint(path)
-    assert content is not None
-    return content
-
-
-def left(run: Path) -> dict[str, Any]:
-    """All that the levels of a run leave."""
-    found: dict[str, Any] = {"files": sorted(path.name for path in run.iterdir())}
-    for level in levels_of(run):
-        found[level.path.name] = {
-            "files": sorted(path.name for path in level.path.iterdir() if "tfevents" not in path.name),
-            "record": json.loads(level.record.read_text()),
-            "metrics": level.metrics.read_bytes(),
-            "masks": torch.load(level.masks, weights_only=True),
-            "ticket": torch.load(level.ticket, weights_only=True),
-            "last": checkpoint(level.last_checkpoint),
-            "best": checkpoint(level.best_checkpoint),
-        }
-    return found
-
-
 def same_result(run: Path, whole: Finished) -> None:
     """Weights, optimizer, schedule, loops, random state, masks, rows, records: bit for bit."""
-    assert_equal(without_places(left(run), run), without_places(left(whole.path), whole.path))
-
-
-def without_places(value: Any, run: Path) -> Any:
-    """A nested value without the paths of its run, and without what is measured by the clock."""
-    if isinstance(value, dict):
-        items = (
-            (without_places(key, run), inner) for key, inner in value.items() if key not in OF_THE_CLOCK + NOT_RESTORED
-        )
-        return {key: without_places(inner, run) for key, inner in items}
-    if isinstance(value, list | tuple):
-        return [without_places(inner, run) for inner in value]
-    return value.replace(str(run), "") if isinstance(value, str) else value
-
-
-def assert_equal(one: Any, other: Any, path: str = "") -> None:
-    """Nested values that are the same, tensors bit for bit."""
-    assert type(one) is type(other), path
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype, path
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key, value in one.items():
-            assert_equal(value, other[key], f"{path}/{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), path
-        for index, (value, counterpart) in enumerate(zip(one, other, strict=True)):
-            assert_equal(value, counterpart, f"{path}/{index}")
-    else:
-        assert one == other, path
+    assert_equal(left(run), left(whole.path))
 
 
 def written(*paths: Path) -> dict[Path, int]:

@@ -3,7 +3,6 @@ and the same command ends as if nothing had been. Under Lightning's launcher (th
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -13,15 +12,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from prunelab.experiment.run_dir import LevelDir, RunDir
-from prunelab.training.resume import read_checkpoint
+from .finished_runs import (
+    Finished,
+    assert_equal,
+    checkpoint,
+    left,
+    levels_of,
+    run_in,
+    write_module_and_config,
+)
 
 NUM_STOPS = 3  # at random moments, of each kind
 TRAIN = str(Path(__file__).parents[2] / "train.py")
@@ -62,19 +67,6 @@ class NoisyNet(nn.Sequential):
             print("passed", flush=True)
         return super().forward(images)
 """
-# 20 steps an epoch: the rewind point is in the middle of the second one
-CONFIG = """\
-# Batch norm, dropout, momentum, augmentation: all that a rewound and a resumed training has to bring back
-model:
-  net: {class_path: noisy_net.NoisyNet}
-  optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 1e-4}
-  lr_scheduler: {name: step, step_size: 1, gamma: 0.5}
-data: {name: digits, batch_size: 64, augment: crop, padding: 1}
-pruning: {criterion: iterative_snip, rounds: 10}
-tickets: {dense_first: true, levels: 1, density_per_level: 0.5, rewind_step: 30it}
-trainer: {max_epochs: 3, accelerator: cpu, devices: 2, strategy: ddp}
-"""
-OF_THE_CLOCK = ("latency_ms", "latency_128_ms", "seconds_scoring", "seconds_training", "checkpoint_bytes")
 AGENT, FIRST, OTHER, ALL = (-1,), (0,), (1,), (0, 1)
 
 
@@ -138,21 +130,17 @@ def is_running(process: int) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A run that nothing has interrupted."""
-
-    path: Path
-    seconds: float
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands are given."""
-    path = tmp_path_factory.mktemp("killed_processes")
-    (path / "noisy_net.py").write_text(NET)
-    (path / "killed.yaml").write_text(CONFIG)
-    return path
+    missing = {"tickets": "levels: 1", "trainer": "devices: 2, strategy: ddp"}
+    return write_module_and_config(tmp_path_factory.mktemp("killed_processes"), NET, **missing)
+
+
+def without_levels(directory: Path) -> None:
+    """short.yaml, a run of one level."""
+    text = (directory / "killed.yaml").read_text()
+    (directory / "short.yaml").write_text(re.sub("tickets:.*", "", text))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +150,7 @@ def whole(directory: Path, launch: Any) -> Finished:
     processes = Processes(launch(words, directory, processes=2, SLOW="0"), torchrun=False)
     assert processes.end() == 0, processes.text
     assert processes.ids.keys() == {0, 1}
-    return Finished(run_in(directory / "whole"), time.monotonic() - began)
+    return Finished(run_in(directory / "whole"), time.monotonic() - began, processes.text)
 
 
 @pytest.fixture
@@ -218,62 +206,9 @@ def torchrun(directory: Path) -> Iterator[Callable[..., Processes]]:
         processes.send(signal.SIGKILL, tuple(processes.ids))
 
 
-def run_in(output_dir: Path) -> Path:
-    """The run that is there, without those that --fresh has set aside."""
-    (run,) = (path for path in output_dir.glob("*") if not path.name[-2:].startswith("."))
-    return run
-
-
-def levels_of(run: Path) -> list[LevelDir]:
-    return RunDir(run).levels()
-
-
-def checkpoint(path: Path) -> dict[str, Any]:
-    content = read_checkpoint(path)
-    assert content is not None
-    return content
-
-
-def left(run: Path) -> dict[str, Any]:
-    """All that the levels of a run leave, apart from what is measured by the clock."""
-    found: dict[str, Any] = {"files": sorted(path.name for path in run.iterdir())}
-    for level in levels_of(run):
-        record = json.loads(level.record.read_text())
-        last = checkpoint(level.last_checkpoint)
-        found[level.path.name] = {
-            "files": sorted(path.name for path in level.path.iterdir() if "tfevents" not in path.name),
-            "record": {key: value for key, value in record.items() if key not in OF_THE_CLOCK},
-            "metrics": level.metrics.read_bytes(),
-            "masks": torch.load(level.masks, weights_only=True),
-            "ticket": torch.load(level.ticket, weights_only=True),
-            "weights": last["state_dict"],
-            "optimizer": last["optimizer_states"],
-            "random": last["random_state_of_ranks"],
-            "best": checkpoint(level.best_checkpoint)["state_dict"],
-        }
-    return found
-
-
 def same_result(run: Path, whole: Finished) -> None:
     """Weights, optimizer, random state of both processes, masks, rows, records: bit for bit."""
     assert_equal(left(run), left(whole.path))
-
-
-def assert_equal(one: Any, other: Any, path: str = "") -> None:
-    """Nested values that are the same, tensors bit for bit."""
-    assert type(one) is type(other), path
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key, value in one.items():
-            assert_equal(value, other[key], f"{path}/{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), path
-        for index, (value, counterpart) in enumerate(zip(one, other, strict=True)):
-            assert_equal(value, counterpart, f"{path}/{index}")
-    else:
-        assert one == other, path
 
 
 def test_each_process_draws_for_itself(whole: Finished) -> None:
@@ -382,7 +317,7 @@ def test_torchrun(directory: Path, train: Any, whole: Finished) -> None:
 
 def test_four_processes(directory: Path, train: Any) -> None:
     """Saved inside an epoch, then killed in the next: it ends as if nothing had been, with a random state for each."""
-    (directory / "short.yaml").write_text(re.sub("tickets:.*", "", CONFIG))
+    without_levels(directory)
     words = ("--config", "short.yaml", "--trainer.devices", "4", "--pruning.density", "0.3")
     processes = train("four_whole", *words, processes=4)
     assert processes.end() == 0, processes.text
@@ -397,7 +332,7 @@ def test_four_processes(directory: Path, train: Any) -> None:
     assert processes.end() == 0, processes.text
     assert "resuming from" in processes.text
     found = left(run_in(directory / "four"))
-    assert len(found["level_00"]["random"]) == 4
+    assert len(found["level_00"]["last"]["random_state_of_ranks"]) == 4
     assert_equal(found, left(run_in(directory / "four_whole")))
 
 
@@ -428,7 +363,7 @@ def test_a_signal_while_it_waits_for_another_node(train: Any) -> None:
 
 def test_fresh_under_torchrun(directory: Path, train: Any) -> None:
     """Whichever process comes first, none goes by what the other sets aside; and a restart by the agent goes on."""
-    (directory / "short.yaml").write_text(re.sub("tickets:.*", "", CONFIG))
+    without_levels(directory)
     short = ("--config", "short.yaml", "--trainer.max_epochs", "1", "--pruning.density", "0.3")
     processes = train("fresh", *short)
     assert processes.end() == 0, processes.text
@@ -441,7 +376,7 @@ def test_fresh_under_torchrun(directory: Path, train: Any) -> None:
         assert f"what was there is kept as {kept.relative_to(directory)}\n" in processes.command.lines
         assert "finished earlier" not in processes.text
         assert "resuming from" not in processes.text
-        assert_equal(left(kept), before)
+        assert_equal(left(kept, ran_in=run), before)
         assert_equal(left(run), before)
     processes = train("fresh", *short, "--fresh", TORCHELASTIC_RESTART_COUNT="1")
     assert processes.end() == 0, processes.text

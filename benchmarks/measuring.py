@@ -1,0 +1,44 @@
+"""What every benchmark says and asks: on which machine, how much memory, how far a ratio spreads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine(device: str) -> str:
+    """Hardware, versions, and how busy the machine was."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    place = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return (
+        f"{model or platform.machine()}, {os.cpu_count()} CPUs, {place}; torch {torch.__version__}, "
+        f"Python {platform.python_version()}; load at the start {load}"
+    )
+
+
+def spread(own: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Median, minimum and maximum of own / other, turn by turn."""
+    ratios = [one / two for one, two in zip(own, other, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def finish(device: torch.device | str) -> None:
+    """Wait for what a GPU still computes."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def resident(key: str) -> int:
+    """Bytes of this process alone, VmRSS or VmHWM: getrusage's maximum is inherited from whoever started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
