@@ -1,11 +1,13 @@
 """SynFlow's seconds against its bare passes and against a textbook version, side by side in one run.
 
-    python benchmarks/synflow.py [--quick] [--networks resnet20 vgg16_bn] [--rounds 100] [--turns 5] [--output DIR]
+    python benchmarks/synflow.py [--quick] [--all] [--networks resnet20 vgg16_bn resnet18_64] [--turns 3] [--output DIR]
 
 A round needs one forward and one backward pass of the network at batch 1: `rounds` of them, in the same precision, are
 the bare passes. The textbook version is the algorithm as papers print it, in float32: in each round the signs of the
-state dict are set aside, weights are multiplied by float masks, all scores are concatenated and `torch.kthvalue` gives
-the threshold. All take turns; a ratio is the median over the turns of seconds over the other's in the same turn.
+state dict are set aside, forward multiplies weights by float masks, scores of all layers are concatenated and divided
+by their sum, and `torch.kthvalue` gives the threshold. "whole passes" is the fast path without the blocks that it goes
+through in float64 once most weights are dropped (on the CPU); the masks have to be the same.
+All take turns; a ratio is the median over the turns of seconds over the other's in the same turn.
 On a GPU, if there is one. Writes synflow.md and synflow.json.
 """
 
@@ -20,18 +22,23 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from compact import machine
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prunelab.models import resnet20, vgg16_bn
-from prunelab.pruning import prunable_names, prune
+from prunelab.models import resnet18_64, resnet20, vgg16_bn
+from prunelab.pruning import Masks, flow_rounds, prunable_names, prune
 from prunelab.pruning.criteria import SynFlow
 
 RESULTS = Path(__file__).parent / "results"
-NETWORKS = {"resnet20": ("ResNet-20", resnet20), "vgg16_bn": ("VGG-16-BN", vgg16_bn)}
+NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
+    "resnet20": ("ResNet-20", resnet20, 32),
+    "vgg16_bn": ("VGG-16-BN", vgg16_bn, 32),
+    "resnet18_64": ("ResNet-18, 64 pixels", resnet18_64, 64),
+}
 
 
 def bare_passes(net: nn.Module, example: Tensor, rounds: int) -> None:
@@ -42,52 +49,75 @@ def bare_passes(net: nn.Module, example: Tensor, rounds: int) -> None:
 
 def textbook(net: nn.Module, example: Tensor, rounds: int, density: float) -> dict[str, Tensor]:
     """Float masks of the weights, found with a threshold per round."""
+    net.eval()
     parameters, names = dict(net.named_parameters()), prunable_names(net)
     masks = {name: torch.ones_like(parameters[name]) for name in names}
     for index in range(1, rounds + 1):
-        signs = {name: tensor.sign() for name, tensor in net.state_dict().items()}
-        for tensor in net.state_dict().values():
-            tensor.abs_()
-        masked = {name: (parameters[name].detach() * masks[name]).requires_grad_() for name in names}
-        total = functional_call(net, masked, (torch.ones_like(example),)).sum()
-        total.backward()
-        scores = {name: (masked[name].grad * masked[name]).detach().abs() for name in names}
-        for name, tensor in net.state_dict().items():
-            tensor.mul_(signs[name])
+        with torch.no_grad():
+            signs = {name: tensor.sign() for name, tensor in net.state_dict().items()}
+            for tensor in net.state_dict().values():
+                tensor.abs_()
+        masked = {name: parameters[name] * masks[name] for name in names}
+        functional_call(net, masked, (torch.ones_like(example),)).sum().backward()
+        scores = {}
+        for name in names:
+            scores[name] = (parameters[name].grad * parameters[name]).clone().detach().abs_()
+        net.zero_grad()
+        with torch.no_grad():
+            for name, tensor in net.state_dict().items():
+                tensor.mul_(signs[name])
+        norm = torch.cat([values.flatten() for values in scores.values()]).sum()
+        for values in scores.values():
+            values.div_(norm)
         flat = torch.cat([values.flatten() for values in scores.values()])
         num_pruned = int((1 - density ** (index / rounds)) * flat.numel())
         threshold = flat.kthvalue(num_pruned).values
-        masks = {name: torch.where(values <= threshold, 0.0, 1.0) for name, values in scores.items()}
+        zero, one = torch.zeros((), device=flat.device), torch.ones((), device=flat.device)
+        masks = {name: torch.where(values <= threshold, zero, one) for name, values in scores.items()}
     return masks
+
+
+def whole_passes(**options: Any) -> Masks:
+    with mock.patch.object(flow_rounds, "WORTH", 0.0):
+        return prune(**options)
 
 
 def works(name: str, options: argparse.Namespace, device: str) -> dict[str, Callable[[], object]]:
     """What is timed, by its title."""
     torch.manual_seed(0)
-    net = NETWORKS[name][1]().to(device).eval()
-    example = torch.ones(1, 3, 32, 32, device=device)
+    _, build, size = NETWORKS[name]
+    net = build().to(device).eval()
+    example = torch.ones(1, 3, size, size, device=device)
     found: dict[str, Callable[[], object]] = {"textbook, float32": partial(textbook, net, example, options.rounds,
                                                                            options.density)}  # fmt: skip
     for precision, dtype in (("float32", torch.float32), ("float64", torch.float64)):
         bare = copy.deepcopy(net).to(dtype)
         found[f"bare passes, {precision}"] = partial(bare_passes, bare, example.to(dtype), options.rounds)
-        for path in ("fast", "plain", "lean") if options.all else ("fast", "plain"):
+        for path in ("fast", "plain", "lean") if options.all else ("fast",):
             if path == "lean" and device != "cpu":
                 continue
             criterion = SynFlow(rounds=options.rounds, precision=precision, path=path)  # type: ignore[arg-type]
-            work = partial(prune, net, criterion, density=options.density, example_input=example)
+            work = partial(prune, net=net, criterion=criterion, density=options.density, example_input=example)
             found[f"{path}, {precision}"] = work
+        if precision == "float64" and device == "cpu":
+            criterion = SynFlow(rounds=options.rounds, path="fast")
+            work = partial(whole_passes, net=net, criterion=criterion, density=options.density, example_input=example)
+            found["whole passes, float64"] = work
     return found
 
 
 def measure(name: str, options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
     timed = works(name, options, device)
     seconds: dict[str, list[float]] = {title: [] for title in timed}
+    masks: dict[str, object] = {}
     for turn in range(options.turns + 1):
         for title, work in timed.items():
-            if turn == 0 and title.startswith(("textbook", "plain", "lean")) and device == "cpu":
+            if turn == 0 and title.startswith(("textbook", "plain", "lean", "whole")) and device == "cpu":
                 continue  # the first turn warms up: the libraries and the allocator
-            seconds[title].append(_seconds(work, device))
+            taken, masks[title] = _seconds(work, device)
+            seconds[title].append(taken)
+    if len({masks[title].digest() for title in timed if isinstance(masks[title], Masks) and "float64" in title}) > 1:
+        raise RuntimeError(f"{name}: masks of float64 differ between paths")
     rows = []
     for title, own in seconds.items():
         own = own[-options.turns :]
@@ -109,14 +139,14 @@ def _spread(ratios: list[float]) -> tuple[float, float, float]:
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
+def _seconds(work: Callable[[], object], device: str) -> tuple[float, object]:
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    work()
+    result = work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, result
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -131,11 +161,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["resnet20", "vgg16_bn"])
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--all", action="store_true", help="the lean path, too")
+    parser.add_argument("--all", action="store_true", help="the plain and the lean path, too")
     parser.add_argument("--quick", action="store_true", help="10 rounds, one turn, nothing written")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()

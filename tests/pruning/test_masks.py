@@ -69,6 +69,20 @@ def test_dense_keeps_all() -> None:
     }
 
 
+def test_dense_masks_are_one_number_each_until_they_are_read(tmp_path: Path) -> None:
+    net = nn.Linear(300, 200)
+    masks = Masks.dense(net, ["weight"]).to("cpu")
+    assert masks.num_kept == masks.num_weights == 60000
+    assert masks == Masks({"weight": torch.ones(200, 300, dtype=torch.bool)})
+    masks["weight"][0] = False
+    assert masks["weight"].all()
+    assert len(pickle.dumps(masks)) < 5000
+    masks.save(tmp_path / "masks.pt")
+    saved = torch.load(tmp_path / "masks.pt", weights_only=True)["weight"]
+    saved[0] = False  # what is saved is a plain tensor
+    assert saved.sum() == 199 * 300
+
+
 def test_digest_is_of_names_shapes_and_bits_only() -> None:
     masks = example()
     reordered = Masks(dict(reversed(list(masks.items()))))

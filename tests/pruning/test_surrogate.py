@@ -164,6 +164,17 @@ def test_power_squares_the_factors_too() -> None:
     torch.testing.assert_close(result, torch.tensor([[1 / 4, 1 / 9]], dtype=torch.float64), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("reachability", [False, True])
+def test_one_number_for_all_weights_of_a_linear_layer(reachability: bool) -> None:
+    inputs = torch.rand(2, 5, 3, dtype=torch.float64) - 0.4
+    expanded = torch.full((), 0.25, dtype=torch.float64).expand(4, 3)
+    with PositiveLinear(reachability=reachability):
+        found = nn.functional.linear(inputs, expanded, torch.ones(4))
+        wanted = nn.functional.linear(inputs, expanded.clone(), torch.ones(4))
+    torch.testing.assert_close(found, wanted, rtol=1e-15, atol=1e-15)
+    found.add_(1)  # a tensor of its own
+
+
 def test_outputs_other_than_one_tensor_are_refused() -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,37 @@ def test_scores_that_cannot_be_ranked_are_refused(kind: Kind, wrong: float, reas
         score()
 
 
+def lists(scores: list[float]) -> SurvivorLists:
+    survivors = SurvivorLists(torch.ones(len(scores)), torch.ones(len(scores), dtype=torch.bool), [len(scores)], 5)
+    survivors.score([torch.tensor(scores, dtype=torch.float32)])
+    return survivors
+
+
+@pytest.mark.parametrize(
+    ("scores", "num_kept", "is_sure"),
+    [
+        ([1, 2, 3, 4, 5], 3, True),
+        ([1, 2, 2, 4, 5], 3, False),  # equal
+        ([1, 2, 2.001, 4, 5], 3, False),  # nearer than a hundredth
+        ([1, 1.999, 2, 4, 5], 2, True),  # those that go together may be as near as they like
+        ([0, 0, 0, 4, 5], 3, True),  # zeros are zeros: the earlier positions go
+        ([0, 1e-44, 2, 4, 5], 4, True),
+        ([0, 1e-44, 5e-44, 4, 5], 3, False),  # numbers that small have lost digits
+        ([5, 4, 3, 2, 1], 5, True),  # nothing to drop
+    ],
+)
+def test_what_is_too_close_is_said_before_anything_is_dropped(
+    scores: list[float], num_kept: int, is_sure: bool
+) -> None:
+    survivors, weights = lists(scores), torch.ones(5)
+    assert survivors.drop(num_kept, weights, 0.01) is is_sure
+    assert int(weights.sum()) == survivors.num_kept == (num_kept if is_sure else 5)
+    assert survivors.drop(num_kept, weights) is True
+    other = lists(scores)
+    other.drop(num_kept, torch.ones(5))
+    assert torch.equal(survivors.kept_by_layer()[0], other.kept_by_layer()[0])
+
+
 def test_nothing_waits_for_the_device() -> None:
     """Meta tensors have no values: reading one raises."""
     survivors = FixedSurvivors(

@@ -28,15 +28,16 @@ class Masks(Mapping[str, Tensor]):
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise TypeError(f"mask of {name!r} must be a bool tensor, got {kind}")
-        self._masks = {name: mask.detach().clone() for name, mask in masks.items()}
-        self._num_kept = {name: int(mask.sum()) for name, mask in self._masks.items()}
+        self._masks = {name: _held(mask.detach()) for name, mask in masks.items()}
+        # not sum(): that makes integers of all of them first, eight bytes each
+        self._num_kept = {name: int(mask.count_nonzero()) for name, mask in self._masks.items()}
 
     @classmethod
     def dense(cls, net: nn.Module, names: Iterable[str]) -> Masks:
-        """All weights of the named parameters kept."""
+        """All weights of the named parameters kept. Takes no memory: a layer is one number."""
         parameters = dict(net.named_parameters())
-        return cls({name: torch.ones(parameters[name].shape, dtype=torch.bool, device=parameters[name].device)
-                    for name in names})  # fmt: skip
+        return cls({name: torch.ones((), dtype=torch.bool, device=parameters[name].device)
+                    .expand(parameters[name].shape) for name in names})  # fmt: skip
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name].clone()
@@ -86,7 +87,7 @@ class Masks(Mapping[str, Tensor]):
         for name in sorted(self._masks):
             mask = self._masks[name]
             digest.update(f"{name}{tuple(mask.shape)}".encode())
-            digest.update(mask.cpu().contiguous().numpy().tobytes())
+            digest.update(mask.cpu().contiguous().view(-1).numpy().data)
         return digest.hexdigest()
 
     def is_subset_of(self, other: Masks) -> bool:
@@ -127,7 +128,7 @@ class Masks(Mapping[str, Tensor]):
 
     def save(self, path: str | Path | IO[bytes]) -> None:
         """Write a plain dict of bool tensors, readable with `torch.load` alone."""
-        torch.save({name: mask.cpu() for name, mask in self._masks.items()}, path)
+        torch.save({name: mask.cpu().contiguous() for name, mask in self._masks.items()}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
@@ -138,6 +139,13 @@ class Masks(Mapping[str, Tensor]):
             raise
         except Exception as error:  # bytes that are no masks may make the reader raise anything
             raise PruningError(f"{path} holds no masks or is damaged ({type(error).__name__})") from error
+
+
+def _held(mask: Tensor) -> Tensor:
+    """A copy; of one number that is expanded to a tensor, still one number."""
+    if mask.numel() > 1 and not any(mask.stride()):
+        return mask[(0,) * mask.dim()].clone().expand(mask.shape)
+    return mask.clone()
 
 
 def placed_like(tensor: Tensor, weight: Tensor) -> Tensor:

@@ -72,16 +72,17 @@ def preflight(
     scores: Mapping[str, Tensor] | None = None,
     scored_masks: Masks | None = None,
     scoring_loss: float | None = None,
+    needs_path: bool = True,
 ) -> Preflight:
     """Measure `masks` on `net`. `scores`, `scored_masks`: of the last round, and what was kept when it was scored.
 
-    Raises: PruningError if no kept path leads from the input to the output.
+    Raises: PruningError if no kept path leads from the input to the output, and `needs_path`.
     """
     try:
         effective = effective_density(net, masks, example_input)
     except PruningError:
         effective = None
-    if effective == 0:
+    if effective == 0 and needs_path:
         dead = collapsed_layers(masks)
         where = f"{', '.join(dead[:5])} kept no weight" if dead else "the kept weights do not connect"
         raise PruningError(

@@ -75,13 +75,21 @@ class SurvivorLists:
         lengths: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
         return lengths
 
-    def drop(self, num_kept: int, weights: Tensor) -> None:
-        """Drop all but the `num_kept` highest of the last scores, and set their `weights` (flat) to 0."""
+    def drop(self, num_kept: int, weights: Tensor, margin: float = 0.0) -> bool:
+        """Drop all but the `num_kept` highest of the last scores, and set their `weights` (flat) to 0.
+
+        margin: if positive, False comes back and nothing is dropped where a score that would stay exceeds one that
+        would go by so small a share of it, or not at all; 0 is sure to be 0.
+        """
         num_dropped = self.num_kept - num_kept
         if num_dropped == 0:
-            return
+            return True
         scores = self._scores.numpy()
         threshold = kth_smallest(scores, num_dropped)
+        if margin and threshold > 0:
+            near = max(threshold * (1 + margin), float(torch.finfo(self._scores.dtype).tiny))
+            if np.count_nonzero(scores <= near) != num_dropped:
+                return False
         dropped = np.flatnonzero(scores <= threshold)
         num_ties_kept = len(dropped) - num_dropped
         if num_ties_kept:
@@ -95,6 +103,7 @@ class SurvivorLists:
         everywhere = self._positions[entries] + begins
         self._kept[everywhere] = False
         weights[everywhere] = 0
+        return True
 
     def scores(self, layer: int) -> Tensor:
         """The last scores of a layer, flat, 0 where no weight was kept when they were made."""
@@ -130,15 +139,19 @@ class FixedSurvivors:
         self._is_valid = self._is_valid & (((self._scores >= 0) & self._scores.isfinite()) | ~self._kept).all()
         self._scores.masked_fill_(~self._kept, -torch.inf)
 
-    def drop(self, num_kept: int, weights: Tensor) -> None:
+    def drop(self, num_kept: int, weights: Tensor, margin: float = 0.0) -> bool:
+        """Raises: NotImplementedError for a margin: to tell what is close, the host would have to wait."""
+        if margin:
+            raise NotImplementedError("scores on a device are not compared with a margin")
         if num_kept == self.num_kept:
-            return
+            return True
         threshold = self._scores.kthvalue(len(self._scores) - num_kept).values
         above, ties = self._scores > threshold, self._scores == threshold
         rank_from_the_end = ties.flip(0).cumsum(0).flip(0)
         self._kept = above | (ties & (rank_from_the_end <= num_kept - above.sum()))
         self.num_kept = num_kept
         weights.masked_fill_(~self._kept, 0)
+        return True
 
     def scores(self, layer: int) -> Tensor:
         scores = self._scores.split(self._sizes)[layer]

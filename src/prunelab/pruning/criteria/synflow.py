@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.pruning.errors import PruningError
-from prunelab.pruning.flow import FlowRounds, NotHeldError
+from prunelab.pruning.flow import NotHeldError
+from prunelab.pruning.flow_rounds import FlowRounds
 from prunelab.pruning.normalise import layer_normalised
 from prunelab.pruning.rescaling import InRange
 from prunelab.pruning.scoring import Rounds, Scoring, evaluation_mode, exact_pass
@@ -36,9 +37,11 @@ class SynFlow:
     precision: in float64 masks were equal in whatever order sums were made, wherever that was tried; float32 is faster,
     but the rounds amplify its rounding (1-20 % of the kept weights can differ): not reproducible across devices.
     path: how many rounds are gone through, with the same masks in float64. "fast" holds what does not change between
-    rounds and looks at kept weights only (`flow.py`); "lean" holds nothing but masks and one layer's gradients
-    (`streamed.py`: a third of the memory, twice the passes; CPU only); "plain" scores each round by itself, as do
-    `normalise`, allocations, layerwise scopes and layer floors. "auto": fast, above 50 million weights lean.
+    rounds and looks at kept weights only; in float64 on the CPU it then leaves rows and columns without kept weights
+    out of the passes, and where that could change a mask goes back to whole ones (`flow_rounds.py`). "lean" holds
+    nothing but masks and one layer's gradients (`streamed.py`: a third of the memory, twice the passes; CPU only);
+    "plain" scores each round by itself, as do `normalise`, allocations, layerwise scopes and layer floors. "auto":
+    fast, above 50 million weights lean.
 
     Should R leave the range of floating point (deep networks), the signal is rescaled by powers of two at modules that
     every path crosses, which changes no bit of the ranking; scores that still overflow raise.
