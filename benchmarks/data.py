@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from compact import RESULTS, machine
+from measuring import RESULTS, finish, machine
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
@@ -42,6 +42,7 @@ from prunelab.data.augment import Normalisation, RandomCropFlip
 from prunelab.data.loader import TensorLoader
 from prunelab.data.readers import picture_files
 from prunelab.data.readers.image_folder import read_image_folder
+from prunelab.memory import keep_freed_memory
 from prunelab.models import resnet20
 
 BATCH, PADDING, WORKERS = 128, 4, 2
@@ -151,11 +152,6 @@ def share_of_step(options: argparse.Namespace) -> dict[str, Any]:
     return {"device": device.type, "step_ms": 1e3 * statistics.median(steps), **spread(shares)}
 
 
-def finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def write_jpegs(root: Path, num: int) -> None:
     """An image folder of smooth noise, 32 pixels, 10 classes, a sixth of it test pictures."""
     coarse = torch.randint(0, 256, (num, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
@@ -234,6 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.turns = min(options.turns, 3)
+    keep_freed_memory()  # as train.py does
     where = machine("cuda" if torch.cuda.is_available() else "cpu")
     print(where, flush=True)
     results = {"machine": where, "turns": options.turns, "sizes": [pipelines(side, options) for side in SIZES]}

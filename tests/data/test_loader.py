@@ -210,3 +210,20 @@ def test_on_a_device_only_the_order_moves_once_an_epoch(seed: int | None) -> Non
             shapes = [(tuple(x.shape), len(y), x.device.type, y.device.type) for x, y in batches]
             assert shapes == [((8, 3, 6, 6), 8, "meta", "meta")] * 5
     assert moves.num == 2
+
+
+@pytest.mark.parametrize("augment", [None, RandomCropFlip(2, True, seed=3)])
+def test_a_batch_made_in_blocks_is_the_same(augment: RandomCropFlip | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (23, 3, 6, 6), dtype=torch.uint8, generator=generator)
+    numbers = torch.arange(23)
+
+    def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        normalise = Normalisation(torch.full((3,), 0.4), torch.full((3,), 0.3))
+        return list(TensorLoader(images, numbers, numbers, normalise, batch_size=10, seed=0, augment=augment))
+
+    whole = batches()
+    monkeypatch.setattr("prunelab.data.loader.BLOCK_PIXELS", 4 * 3 * 6 * 6)
+    for (x, y), (block_x, block_y) in zip(whole, batches(), strict=True):
+        assert torch.equal(x, block_x)
+        assert torch.equal(y, block_y)

@@ -190,7 +190,7 @@ def num_prunable() -> int:
 # To import what a run needs takes longer than a small run: it is imported once, and each command gets a fork of that.
 SERVER = """
 import json, os, signal, socket, subprocess, sys, time, types
-import matplotlib.figure, sklearn.datasets
+import sklearn.datasets
 import torch.distributed.run
 import torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler as of_torchrun
 import pytorch_lightning.strategies.launchers.subprocess_script as of_lightning
@@ -199,7 +199,6 @@ from prunelab.cli import main
 from prunelab.launcher import end_with_launcher
 import prunelab.pruning.criteria
 
-matplotlib.figure.Figure.draw = lambda *_: None  # half of the time of a small run, and nothing depends on pictures
 connection = socket.socket(fileno=int(sys.argv[1]))
 connection.send(b"ready")
 while True:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
@@ -109,12 +108,6 @@ def die() -> None:
 
 def stop() -> None:
     signal.raise_signal(signal.SIGTERM)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing them takes most of the time of runs this small."""
-    monkeypatch.setattr(Figure, "draw", lambda *_: None)
 
 
 @pytest.fixture

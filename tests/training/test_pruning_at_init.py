@@ -235,6 +235,17 @@ def test_without_any_path_there_is_no_training(on_collapse: str, make_module: An
     assert "epoch" not in record.order
 
 
+def test_without_any_path_there_is_training_if_asked(make_module: Any, make_pruning: Any, fit: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.Linear(36, 3))
+    nn.init.constant_(net[1].weight, 1e-6)
+    (pruning, *rest), record = make_pruning(density=0.05, on_collapse="train"), Record()
+    with pytest.warns(UserWarning, match="no path leads from input to output"):
+        fit(make_module(net), [pruning, *rest, record])
+    assert "epoch" in record.order
+    assert (pruning.preflight.effective_density, pruning.preflight.collapsed_layers) == (0, ["1.weight"])
+    assert net(torch.randn(5, 36)).unique(dim=0).shape == (1, 3)  # whatever it is shown
+
+
 def lora_like() -> nn.Module:
     layer = nn.Linear(36, 3)
     layer.lora_A = nn.Linear(36, 1)

@@ -20,7 +20,7 @@ from prunelab.data.loader import TensorLoader
 from prunelab.pruning.criteria import Random, snip
 from prunelab.report.metrics_csv import MetricsCsv, read_metrics
 from prunelab.training import KeepPruned, PruningAtInit
-from prunelab.training.resume import AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState, read_checkpoint
+from prunelab.training.resume import IN_MEMORY, AtomicCheckpointIO, CarryEpochMetrics, SaveRandomState, read_checkpoint
 
 
 class Interrupted(Exception):
@@ -362,3 +362,15 @@ def test_random_criteria_need_no_state(make_module: Any, fit: Any, tmp_path: Pat
         fit(module, callbacks).save_checkpoint(tmp_path / "last.ckpt")
         states.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["SaveRandomState"]["torch"])
     assert torch.equal(*states)
+
+
+def test_a_checkpoint_in_memory_is_handed_out_once_and_others_are_read(
+    checkpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    content = saved(checkpoint, 2)
+    storage = AtomicCheckpointIO(content)
+    storage.save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert storage.load_checkpoint(tmp_path / "last.ckpt") == {"state_dict": {}}
+    assert storage.load_checkpoint(IN_MEMORY) is content
+    with pytest.raises(RuntimeError, match="taken already"):
+        storage.load_checkpoint(IN_MEMORY)

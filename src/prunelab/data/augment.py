@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,23 +11,33 @@ from torch import Tensor
 from prunelab.data.seeds import derive_seed
 
 
-def crop_and_flip(images: Tensor, padding: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Pad by `padding` black pixels, cut an H x W window at (top, left), then mirror where `flip` is true.
+def window_starts(shape: Sequence[int], padding: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """Where `cut_windows` finds the windows at (top, left) of pictures that are padded, and then mirrored by `flip`.
 
-    images (B, C, H, W); top, left int64 (B,) in 0..2 * padding; flip bool (B,). Returns (B, C, H, W), not contiguous.
+    shape: of the pictures, (..., C, H, W); top, left int64 (B,) in 0..2 * padding; flip bool (B,). Returns int64 (B,).
+    """
+    *_, channels, height, width = shape
+    row = width + 2 * padding
+    size = channels * (height + 2 * padding) * row
+    return flip * size + top * row + torch.where(flip, 2 * padding - left, left)
+
+
+def cut_windows(images: Tensor, padding: int, starts: Tensor) -> Tensor:
+    """Pad by `padding` black pixels, cut an H x W window, then mirror it, as `window_starts` was asked to.
+
+    images (B, C, H, W), starts int64 (B,). Returns (B, C, H, W), not contiguous.
     Equals torchvision's `pad`, `crop`, `hflip` on each picture.
     """
     num, channels, height, width = images.shape
     # every padded picture and its mirror image, and a spare one, as windows reach beyond the end of their picture
     padded = images.new_zeros(2 * num + 1, channels, height + 2 * padding, width + 2 * padding)
     inner = padded[..., padding : padding + height, padding : padding + width]
-    inner[:num] = images
-    inner[num : 2 * num] = images.flip(3)
+    inner[:-1:2] = images
+    inner[1::2] = images.flip(3)
     # a window is what follows its first pixel in memory: one long copy, several times faster than pixel by pixel
     size = padded[0].numel()
-    picture = torch.arange(num, device=images.device) + num * flip
-    start = picture * size + top * padded.shape[3] + torch.where(flip, 2 * padding - left, left)
-    windows = padded.flatten().unfold(0, size, 1).index_select(0, start)
+    first = torch.arange(0, 2 * num * size, 2 * size, device=images.device)
+    windows = padded.flatten().unfold(0, size, 1).index_select(0, first + starts)
     return windows.view(num, *padded.shape[1:])[..., :height, :width]
 
 
@@ -41,14 +52,14 @@ class RandomCropFlip:
     flip: bool
     seed: int
 
-    def __call__(self, images: Tensor, samples: Tensor, epoch: int) -> Tensor:
-        """images (B, C, H, W), samples int64 (B,): their indices in the data set; on one device."""
+    def starts(self, samples: Tensor, shape: Sequence[int], epoch: int) -> Tensor:
+        """Of the windows for `cut_windows`. samples: int64 (B,), indices in a data set of pictures of this `shape`."""
         bits = random_bits(samples, derive_seed(self.seed, "augment", epoch))
         positions = 2 * self.padding + 1
         top = (bits & 0xFFFFF) % positions
         left = (bits >> 20 & 0xFFFFF) % positions
         flip = (bits >> 40 & 1).bool() & self.flip
-        return crop_and_flip(images, self.padding, top, left, flip)
+        return window_starts(shape, self.padding, top, left, flip)
 
 
 def random_bits(counters: Tensor, key: int) -> Tensor:
@@ -100,8 +111,10 @@ class Normalisation:
         """For pictures on `device`: moved once, as each move of so little makes the host wait for a GPU."""
         return Normalisation(self.mean.to(device), self.std.to(device))
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
         """uint8 (B, C, H, W) in 0..255 -> float32 of that shape, contiguous; on the device of `mean` and `std`.
+
+        out: what to write into.
 
         The operations of torchvision's `to_tensor` and `normalize` in their order, so the same bits. (Its v2 multiplies
         by 1 / 255, which differs in the last place.)
@@ -109,4 +122,5 @@ class Normalisation:
         # a divisor that is no tensor of the device would be turned into a factor on a GPU: other bits
         levels = torch.full((), 255.0, device=images.device)
         mean, std = (values[:, None, None] for values in (self.mean, self.std))
-        return images.float().div_(levels).sub_(mean).div_(std)
+        pixels = images.float() if out is None else out.copy_(images)
+        return pixels.div_(levels).sub_(mean).div_(std)

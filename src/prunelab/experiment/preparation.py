@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunelab.data.seeds import derive_seed
 from prunelab.experiment.controls import Corrupted, Inverted, random_masks, shuffled_masks
 from prunelab.experiment.errors import RunError
-from prunelab.experiment.job import Job, is_first_process, say
+from prunelab.experiment.job import Job, say
 from prunelab.experiment.levels import density_of_whole
 from prunelab.experiment.run_dir import spelled_density
 from prunelab.experiment.tickets import find_masks, find_weights, masks_of, start_weights
@@ -24,8 +24,8 @@ from prunelab.training import Classifier, PruningAtInit
 from prunelab.training.compacting import KEY, in_full
 from prunelab.training.network import find_network
 from prunelab.training.pruning_at_init import load_masks
-from prunelab.training.resume import AtomicCheckpointIO, read_checkpoint
-from prunelab.training.rewind import Rewind, start_checkpoint
+from prunelab.training.resume import read_checkpoint
+from prunelab.training.rewind import Checkpoint, Rewind, start_checkpoint
 from prunelab.training.ticket import Ticket
 
 _STARTS: dict[Rewind, str] = {
@@ -61,10 +61,10 @@ def _check_last(job: Job, num_weights: int) -> None:
         raise PruningError(f"density {last:.3g} of {num_weights} prunable weights keeps none, at the last level")
 
 
-def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) -> tuple[Path | None, int]:
+def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) -> Checkpoint | None:
     """What a level that begins takes from elsewhere: weights, masks, the level before, the ticket of a control.
 
-    Returns the checkpoint that it starts from and its optimizer step; (None, 0) if it starts like any training.
+    Returns the checkpoint that it starts from, None if it starts like any training. Every process makes it by itself.
     """
     rewind, end = _points_before(job, index) if index > 0 else ({}, {})
     how = job.rewind if index > 0 else None
@@ -84,7 +84,9 @@ def build_on(job: Job, index: int, model: Classifier, pruning: PruningAtInit) ->
             pruning.ticket = replace(pruning.ticket, start=_of_network(pruning.net)(start["state_dict"]))
         if job.control and pruning.masks_from is None:
             _apply_control(job, index, find_network(model, pruning.net), pruning)
-    return (None, 0) if how is None or start is None else _write_start(job, index, start, how)
+    if how is not None and start is not None:
+        say(f"level {index}: {_STARTS[how].format(before=index - 1, step=start['global_step'])}", flush=True)
+    return start
 
 
 def _points_before(job: Job, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,14 +95,6 @@ def _points_before(job: Job, index: int) -> tuple[dict[str, Any], dict[str, Any]
     points = (_read(job, first.rewind_checkpoint), first), (_read(job, before.last_checkpoint), before)
     rewind, end = (in_full(point, start_weights(level)) if KEY in point else point for point, level in points)
     return rewind, end
-
-
-def _write_start(job: Job, index: int, start: dict[str, Any], how: Rewind) -> tuple[Path, int]:
-    path = job.run_dir.level(index).start_checkpoint
-    if is_first_process():  # the others read it after Lightning's barrier in `fit`
-        AtomicCheckpointIO().save_checkpoint(start, path)
-    say(f"level {index}: {_STARTS[how].format(before=index - 1, step=start['global_step'])}", flush=True)
-    return path, start["global_step"]
 
 
 def _ticket(job: Job, index: int, pruning: PruningAtInit, rewind: dict[str, Any], end: dict[str, Any]) -> Ticket:

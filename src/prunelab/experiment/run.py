@@ -45,11 +45,7 @@ def run(
     another process works in; SystemExit with 128 + its number when a signal ends the training.
     """
     end_with_launcher()
-    if config["trainer"].get("max_epochs") is None and config["trainer"].get("max_steps", -1) == -1:
-        raise RunError("say how long to train: --trainer.max_epochs or --trainer.max_steps")
     job = make_job(name, config, instantiate, output_dir)
-    if config["trainer"].get("max_time") is not None and len(job.densities) > 1:
-        raise RunError("trainer.max_time would end levels by the clock: give max_epochs or max_steps for each level")
     if ckpt_path is not None and len(job.densities) > 1:
         raise RunError("--ckpt_path goes with runs of one level: a run with levels finds its own checkpoints")
     run_dir = job.run_dir
@@ -99,7 +95,12 @@ def evaluate(run_dir: Path, instantiate: Instantiate) -> dict[str, float]:
 
 
 def make_job(name: str, config: Config, instantiate: Instantiate, output_dir: str) -> Job:
-    """What the levels of a run share. Raises: RunError for a control whose ticket is not finished."""
+    """What the levels of a run share.
+
+    Raises: RunError for values that do not go together, and for a control whose ticket is not finished.
+    """
+    if config["trainer"].get("max_epochs") is None and config["trainer"].get("max_steps", -1) == -1:
+        raise RunError("say how long to train: --trainer.max_epochs or --trainer.max_steps")
     tickets, control = tickets_of(config), config.get("control")
     densities: list[float | None] = [None]
     num_dense = 0
@@ -108,6 +109,8 @@ def make_job(name: str, config: Config, instantiate: Instantiate, output_dir: st
         densities = [*[1.0] * num_dense, *tickets.pruned_densities(spelled_density(config))]
     elif tickets.has_levels or control not in (None, "reinit"):
         raise RunError("pruning.masks_from brings one mask: there are no levels, and no control but reinit")
+    if config["trainer"].get("max_time") is not None and len(densities) > 1:
+        raise RunError("trainer.max_time would end levels by the clock: give max_epochs or max_steps for each level")
     run_dir = RunDir.of(output_dir, name, config)
     ticket_dir = run_dir
     if control is not None:

@@ -4,7 +4,7 @@ runs/synflow_resnet20-synflow-d0.1-s0-1f3a5c7e/
     config.yaml  versions.yaml  lock
     level_00/    record.json  masks.pt  ticket.pt  rewind.ckpt  metrics.csv  last.ckpt  previous.ckpt  best.ckpt
                  events.out.tfevents.*
-    level_01/    the same without rewind.ckpt; start.ckpt while it trains
+    level_01/    the same without rewind.ckpt
     summary/     events.out.tfevents.*, where there are several levels
 """
 
@@ -178,10 +178,6 @@ class LevelDir:
     @property
     def rewind_checkpoint(self) -> Path:
         return self.path / "rewind.ckpt"
-
-    @property
-    def start_checkpoint(self) -> Path:
-        return self.path / "start.ckpt"
 
     @property
     def ticket(self) -> Path:

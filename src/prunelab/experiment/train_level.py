@@ -22,7 +22,7 @@ from prunelab.experiment.trainer import ConfigInCheckpoint, run_trainer
 from prunelab.pruning.scoring import call_with, evaluation_mode
 from prunelab.report.tensorboard import write_hparams
 from prunelab.training import PruningAtInit
-from prunelab.training.resume import read_checkpoint
+from prunelab.training.resume import IN_MEMORY, read_checkpoint
 
 
 def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool = False) -> dict[str, Any]:
@@ -40,11 +40,11 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool =
     set_budget(job, index, model, pruning)
     pruning.follows_dead_weights = index + 1 < len(job.densities)
     _check_callbacks(job, pruning, arguments)
-    checkpoint, step = None, 0
+    checkpoint, step, start = None, 0, None
     if ckpt_path is not None or not anew:
         checkpoint, step = _checkpoint_to_resume(level, job.config, ckpt_path, pruning)
-    if checkpoint is None:
-        checkpoint, step = build_on(job, index, model, pruning)
+    if checkpoint is None and (start := build_on(job, index, model, pruning)) is not None:
+        checkpoint, step = IN_MEMORY, start["global_step"]
     if checkpoint is not None:
         pruning.weights_from = None  # they are in the checkpoint
     rewind_step: int | str | None = None
@@ -52,17 +52,17 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool =
         rewind_step = job.tickets.rewind_step if job.tickets.has_levels else 0
     try:  # what torch and Lightning themselves object to, in one line
         model.configure_optimizers()
-        trainer = run_trainer(arguments, job.config, pruning, level, step, rewind_step, _prefix(job, index))
+        prefix = _prefix(job, index)
+        trainer = run_trainer(arguments, job.config, pruning, level, step, rewind_step, prefix, start)
     except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
         raise RunError(f"optimizer, schedule or trainer: {' '.join(str(error).split())}") from error
     if trainer.is_global_zero:
         job.run_dir.create(job.config, versions(), index)
+    del start  # or its weights would stay in memory while the level trains
     # weights_only: masks and states are tensors and plain values, so nothing in a checkpoint can run code
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     record = level_record(job, index, trainer, model, data, pruning, arguments)
     write_hparams(trainer.logger, dict(job.config), record)
-    if trainer.is_global_zero:
-        level.start_checkpoint.unlink(missing_ok=True)
     return record
 
 

@@ -39,11 +39,13 @@ def run_trainer(
     step: int,
     rewind_step: int | str | None,
     prefix: str,
+    start: dict[str, Any] | None = None,
 ) -> Trainer:
     """A Trainer with the user's `arguments` that prunes and leaves everything in `level`.
 
-    step: where it begins. rewind_step: which point it saves for later levels, if any. prefix: of its lines. What the
-    user set stays, apart from progress bars where the output is no terminal.
+    step: where it begins. rewind_step: which point it saves for later levels, if any. prefix: of its lines. start: the
+    checkpoint that `fit(ckpt_path=IN_MEMORY)` begins with. What the user set stays, apart from progress bars where the
+    output is no terminal.
     Raises: RunError for a strategy that shards the network, and for sync_batchnorm on a CPU.
     """
     bars = sys.stdout.isatty() and arguments.get("enable_progress_bar") is not False
@@ -91,7 +93,7 @@ def run_trainer(
             **arguments,
             **{key: value for key, value in defaults.items() if arguments.get(key) is None},
             "callbacks": callbacks,
-            "plugins": [AtomicCheckpointIO(), *_as_list(arguments.get("plugins"))],
+            "plugins": [AtomicCheckpointIO(start), *_as_list(arguments.get("plugins"))],
             "logger": logger,
             "enable_progress_bar": bars,
             "max_epochs": -1 if max_epochs is None else max_epochs,

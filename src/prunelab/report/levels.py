@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prunelab.report.plots import accuracy_over_density_figure
 from prunelab.report.table import levels_markdown
-from prunelab.report.tensorboard import add_figure
+from prunelab.report.tensorboard import add_picture
 
 EVENT_FILES = "events.out.tfevents.*"
 DENSITY_UNITS = 10_000  # TensorBoard's axis counts in whole steps
@@ -39,12 +40,20 @@ def write_summary(directory: Path, records: Sequence[Mapping[str, Any]]) -> None
     (`over_density_per_10000/<name>`), the picture `levels/accuracy_over_density`, and the table of the levels and
     what the axes mean as text. What no level has measured is left out.
 
-    Call it whenever a level has ended: all is written anew. The file is moved into its place as a whole, only then do
-    older ones go; if the process dies between the two, the newer file makes TensorBoard forget the older one.
+    Call it whenever a level has ended: all is written anew.
+    """
+    replace_events(directory, partial(_write, records=records))
+
+
+def replace_events(directory: Path, write: Callable[[str], None]) -> None:
+    """Make the event file that `write` leaves in the directory it is given the only one in `directory`.
+
+    The file is moved into its place as a whole, only then do older ones go; if the process dies between the two, the
+    newer file makes TensorBoard forget the older one, as long as `write` has purge_step=0.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:  # TensorBoard would show half a file beside the target as a run
-        _write(temporary, records)
+        write(temporary)
         (written,) = Path(temporary).glob(EVENT_FILES)
         beside = directory / "summary.tmp"
         shutil.copyfile(written, beside)
@@ -73,7 +82,7 @@ def _write(directory: str, records: Sequence[Mapping[str, Any]]) -> None:
                 [record["effective_density"] for record in records],
                 _title(records[-1]),
             )
-            add_figure(writer, "levels/accuracy_over_density", figure)
+            add_picture(writer, "levels/accuracy_over_density", figure)
         writer.add_text("levels", f"{levels_markdown(records)}\n\n{AXES}", 0)
 
 

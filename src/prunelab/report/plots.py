@@ -1,8 +1,6 @@
-"""Pictures of masks, scores and levels, as matplotlib Figures that no global state holds on to.
+"""Pictures of masks, scores and levels.
 
-They are drawn between two trainings, so those of every level take their margins from the length of their labels and not
-from matplotlib's layout, which draws everything three times, and have plain numbers at their ticks.
-A caller shows one (a notebook's last expression), saves it (`figure.savefig`), or hands it to TensorBoard.
+A caller shows one (a notebook's last expression), saves it (`picture.save`), or hands it to TensorBoard.
 Layer names are parameter names; in pictures they lose their ".weight".
 """
 
@@ -13,21 +11,20 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from prunelab.report.chart import BLACK, Axis, Chart, Point, below, spanning, text_width
+
 KEPT, PRUNED, GRID, COLLAPSED = "#12436d", "#f3f3f3", "#b9b9b9", "#d7191c"
 DENSE, EFFECTIVE = "#d95f02", "#8fb3d1"
+RUNS = (KEPT, "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")  # colours of runs, in turn
+WIDTH = 700
+MOST_ROWS = 60  # with a name
 MASK_PIXELS = 520  # longer side of a mask picture; larger layers are drawn as kept counts, then one pixel a kernel
 MOST_SHADES = 250  # a picture has 256 colours
 MARGIN = 8  # pixels around a mask picture
-DPI = 100
-CHARACTER = 0.085  # inches, of a wide one among the labels
 
 
 def layer_name(parameter: str) -> str:
@@ -35,60 +32,59 @@ def layer_name(parameter: str) -> str:
     return parameter.removesuffix(".weight")
 
 
-def layer_densities_figure(runs: Mapping[str, Mapping[str, float]]) -> Figure:
+def layer_densities_figure(runs: Mapping[str, Mapping[str, float]]) -> Image.Image:
     """Bars of the density of every layer, on a log axis, one colour per run (label -> layer -> density).
 
     Layers stand in the order of the first run, input at the top. A collapsed layer has a red mark in place of a bar.
     """
     layers = list(dict.fromkeys(layer for densities in runs.values() for layer in densities))
-    longest = max((len(layer_name(layer)) for layer in layers), default=0)
-    legend_lines = -(-len(runs) // 3)
-    figure, axes = _axes(7, _rows_height(len(layers)), 0.2 + CHARACTER * longest, top=0.2 + 0.25 * legend_lines)
     positive = [density for densities in runs.values() for density in densities.values() if density > 0]
     floor = 10.0 ** np.floor(np.log10(min(positive, default=0.1)) - 0.01)
-    height = 0.8 / len(runs)
-    for position, (label, densities) in enumerate(runs.items()):
-        rows = np.arange(len(layers)) + (position - (len(runs) - 1) / 2) * height
-        values = np.array([densities.get(layer, np.nan) for layer in layers])
-        axes.barh(rows, np.maximum(values, floor) - floor, height, left=floor, label=label)
-        dead = values == 0
-        if dead.any():
-            axes.plot(np.full(dead.sum(), floor), rows[dead], ">", color=COLLAPSED, clip_on=False, zorder=3)
-    axes.set_xscale("log")
-    axes.set(xlim=(floor, 1.1), ylim=(len(layers) - 0.4, -0.6), xlabel="density of the layer (kept / weights)")
-    _plain_ticks(axes.xaxis)
-    _name_rows(axes, layers)
-    axes.grid(axis="x", alpha=0.3)
-    if len(runs) > 1:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(len(runs), 3))
-    else:
-        axes.set_title(next(iter(runs)), y=1)
-    return figure
-
-
-def density_rounds_figure(layers: Sequence[str], densities: np.ndarray) -> Figure:
-    """Heat map of the densities [rounds, layers], rounds from left to right; collapsed layers are red."""
-    figure = Figure(figsize=(7, _rows_height(len(layers))), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    kept = np.ma.masked_less_equal(densities.T, 0)
-    lowest = min(float(kept.min()), 0.5) if kept.count() else 0.5
-    image = axes.imshow(
-        kept,
-        aspect="auto",
-        interpolation="nearest",
-        norm=LogNorm(lowest, 1),
-        cmap="viridis",
-        extent=(0.5, len(densities) + 0.5, len(layers) - 0.5, -0.5),
+    many = len(runs) > 1
+    chart = Chart(
+        Axis(floor, 1.1, "density of the layer (kept / weights)", log=True),
+        _rows(layers, 0.1),
+        size=(WIDTH, _rows_height(len(layers))),
+        title="" if many else next(iter(runs)),
+        left=_names_width(layers),
+        top=18 * len(runs) + 14 if many else 40,
     )
-    axes.set_facecolor(COLLAPSED)  # seen through the masked cells
-    _name_rows(axes, layers)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set(xlabel="round", title="density of each layer after each round")
-    figure.colorbar(image, ax=axes, location="bottom", aspect=40, pad=0.02, label="density (red: 0)")
-    return figure
+    height = 0.8 / len(runs)
+    for index, densities in enumerate(runs.values()):
+        for row, layer in enumerate(layers):
+            above = row - 0.4 + index * height
+            if (density := densities.get(layer)) == 0:
+                chart.points([(floor, above + height / 2)], COLLAPSED, "triangle")
+            elif density is not None:
+                chart.bar((floor, above), (density, above + height), RUNS[index % len(RUNS)])
+    if many:
+        chart.legend([(label, RUNS[index % len(RUNS)], "square") for index, label in enumerate(runs)], "above")
+    return chart.picture()
 
 
-def conservation_figure(means: Mapping[str, float], sizes: Mapping[str, int], title: str) -> tuple[Figure, float]:
+def density_rounds_figure(layers: Sequence[str], densities: np.ndarray) -> Image.Image:
+    """Heat map of the densities [rounds, layers], rounds from left to right; collapsed layers are red."""
+    kept = densities.T
+    lowest = min(kept[kept > 0].min(), 0.5) if (kept > 0).any() else 0.5
+    shares = 1 - np.log(np.maximum(kept, lowest)) / np.log(lowest)
+    colours = colormaps["viridis"](shares, bytes=True)[..., :3]
+    colours[kept <= 0] = list(bytes.fromhex(COLLAPSED[1:]))
+    num_rounds, left = len(densities), _names_width(layers)
+    chart = Chart(
+        Axis(0.5, num_rounds + 0.5, "round", ticks=[(n, str(n)) for n in _some_rounds(num_rounds)]),
+        _rows(layers, 0),
+        size=(WIDTH, _rows_height(len(layers))),
+        title="density of each layer after each round",
+        left=left,
+    )
+    chart.cells(colours)
+    scale = Axis(lowest, 1, "density (red: 0)", log=True)
+    legend = Chart(scale, Axis(0, 1, ticks=()), size=(WIDTH, 75), left=left, top=10, bottom=50)
+    legend.cells(colormaps["viridis"](np.linspace(0, 1, 256)[None], bytes=True)[..., :3])
+    return below(chart.picture(), legend.picture())
+
+
+def conservation_figure(means: Mapping[str, float], sizes: Mapping[str, int], title: str) -> tuple[Image.Image, float]:
     """Mean score of each layer against its number of weights, log-log, with the slope of a line.
 
     A criterion that conserves its score from layer to layer (SynFlow; Tanaka et al. 2020, section 4) has the
@@ -99,30 +95,37 @@ def conservation_figure(means: Mapping[str, float], sizes: Mapping[str, int], ti
     """
     drawn = [layer for layer in means if means[layer] != 0]
     x = np.array([sizes[layer] for layer in drawn], dtype=float)
-    y = np.array([means[layer] for layer in drawn], dtype=float)
-    figure, axes = _axes(6.4, 4.8, left=0.9)
-    for sign, fill, label in ((y > 0, KEPT, "layer"), (y < 0, "none", "layer, mean below 0")):
-        if sign.any():
-            axes.scatter(x[sign], np.abs(y[sign]), s=36, facecolors=fill, edgecolors=KEPT, alpha=0.7, label=label)
+    y = np.array([abs(means[layer]) for layer in drawn], dtype=float)
     slope = float("nan")
+    lines: list[list[Point]] = []
     if len(set(x)) > 1:
-        log_x, log_y = np.log10(x), np.log10(np.abs(y))
+        log_x, log_y = np.log10(x), np.log10(y)
         run, rise = np.subtract.outer(log_x, log_x), np.subtract.outer(log_y, log_y)
         slope = float(np.median(rise[run > 0] / run[run > 0]))
-        ends = np.array([log_x.min(), log_x.max()])
-        for tilt, style, label in ((slope, "-", f"median slope {slope:.3f}"), (-1, ":", "conserved: slope -1")):
+        for tilt in (slope, -1):
             height = np.median(log_y - tilt * log_x)
-            axes.plot(
-                10**ends, 10 ** (tilt * ends + height), style, color=DENSE if style == "-" else "black", label=label
-            )
-    axes.set(xscale="log", yscale="log", xlabel="weights in the layer", ylabel="mean score")
-    axes.set_title(title, y=1)
-    for axis in (axes.xaxis, axes.yaxis):
-        _plain_ticks(axis)
-    axes.grid(alpha=0.3)
-    if drawn:
-        axes.legend()
-    return figure, slope
+            ends = np.array([log_x.min(), log_x.max()])
+            heights = np.clip(tilt * ends + height, -300, 300)  # of steep ones: what a float can hold
+            lines.append(list(zip(10**ends, 10**heights, strict=True)))
+    chart = Chart(
+        spanning(list(x), "weights in the layer", log=True),
+        spanning([*y, *(height for line in lines for _, height in line)], "mean score", log=True),
+        size=(640, 480),
+        title=title,
+        left=95,
+    )
+    below_0 = [layer for layer in drawn if means[layer] < 0]
+    for layer, *place in zip(drawn, x, y, strict=True):
+        chart.points([(place[0], place[1])], KEPT, "ring" if layer in below_0 else "circle")
+    entries: list[Any] = [("layer", KEPT, "circle")] if len(below_0) < len(drawn) else []
+    entries += [("layer, mean below 0", KEPT, "ring")] if below_0 else []
+    if lines:
+        chart.line(lines[0], DENSE)
+        chart.line(lines[1], BLACK, dash=3)
+        entries += [(f"median slope {slope:.3f}", DENSE, "line"), ("conserved: slope -1", BLACK, "dashes")]
+    if entries:
+        chart.legend(entries, "right")
+    return chart.picture(), slope
 
 
 def accuracy_over_density_figure(
@@ -130,7 +133,7 @@ def accuracy_over_density_figure(
     accuracies: Sequence[float | None],
     effective_densities: Sequence[float | None],
     title: str,
-) -> Figure:
+) -> Image.Image:
     """Accuracy (fractions, drawn in %) of the levels of a run over their density, dense on the left.
 
     The density below and the compression ratio = 1 / density above are logarithmic. The first level of density 1 is a
@@ -142,30 +145,31 @@ def accuracy_over_density_figure(
         for density, accuracy, effective in zip(densities, accuracies, effective_densities, strict=True)
         if accuracy is not None
     ]
-    figure, axes = _axes(7, 4.8, left=0.7, top=0.85)
-    dense = next((accuracy for density, accuracy, _ in drawn if density == 1), None)
-    if dense is not None:
-        axes.axhline(dense, color=DENSE, linestyle="--", linewidth=1.2, label=f"dense, {dense:.2f} %")
     marks = [(effective, accuracy) for density, accuracy, effective in drawn if effective and effective != density]
-    if marks:
-        axes.plot(*zip(*marks, strict=True), "D", color=EFFECTIVE, markersize=5, label="at its effective density")
-    if drawn:
-        axes.plot([d for d, _, _ in drawn], [a for _, a, _ in drawn], "o-", color=KEPT, label="level")
     lowest = min([density for density, _, _ in drawn] + [effective for effective, _ in marks], default=0.1)
     left, right = 1.08, lowest / 1.08
-    axes.set(xscale="log", xlim=(left, right), xlabel="density", ylabel="accuracy (%)")
-    compression = axes.twiny()
-    compression.set(xscale="log", xlim=(1 / left, 1 / right), xlabel="compression ratio")
-    compression.xaxis.set_label_coords(0.5, 1 + 0.3 / 3.35)
-    for axis in (axes.xaxis, compression.xaxis):
-        axis.set_major_locator(LogLocator(subs=_tick_digits(lowest)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_title(title, y=1 + 0.45 / 3.35)
-    axes.grid(alpha=0.3)
+    chart = Chart(
+        Axis(left, right, "density", log=True),
+        spanning([accuracy for _, accuracy, _ in drawn], "accuracy (%)"),
+        size=(WIDTH, 480),
+        title=title,
+        top_x=Axis(1 / left, 1 / right, "compression ratio", log=True),
+        top=80,
+    )
+    entries: list[Any] = []
+    dense = next((accuracy for density, accuracy, _ in drawn if density == 1), None)
+    if dense is not None:
+        chart.line([(left, dense), (right, dense)], DENSE, dash=6)
+        entries.append((f"dense, {dense:.2f} %", DENSE, "dashes"))
+    if marks:
+        chart.points(marks, EFFECTIVE, "diamond")
+        entries.append(("at its effective density", EFFECTIVE, "diamond"))
     if drawn:
-        axes.legend()
-    return figure
+        levels = [(density, accuracy) for density, accuracy, _ in drawn]
+        chart.line(levels, KEPT)
+        chart.points(levels, KEPT)
+        chart.legend([*entries, ("level", KEPT, "circle")], "left")
+    return chart.picture()
 
 
 def kernel_masks_picture(name: str, mask: Tensor) -> Image.Image:
@@ -174,7 +178,6 @@ def kernel_masks_picture(name: str, mask: Tensor) -> Image.Image:
     Row = output channel, column = input channel; kept weights are dark. In layers too large for tiles each
     kernel is one point, darker for more kept weights.
     """
-    # no Figure: there are many of these, between two trainings, and matplotlib takes 60 ms for each, this 4
     out_channels, in_channels, height, width = mask.shape
     kept = mask.cpu().numpy()
     scale = min((MASK_PIXELS // out_channels - 1) // height, (MASK_PIXELS // in_channels - 1) // width)
@@ -197,7 +200,8 @@ def kernel_masks_picture(name: str, mask: Tensor) -> Image.Image:
         f"{layer_name(name)}: {height} x {width} kernels{shade}\nrows: output channels, columns: input channels\n"
         f"{int(kept.sum()):,} of {kept.size:,} kept, density {kept.mean():.4g}"
     )
-    white, black = len(colours), len(colours) + 1
+    text = text.encode("latin-1", "replace").decode("latin-1")  # all that the font has
+    white, dark = len(colours), colours.index(KEPT)  # no other colour for the text: of four, a pixel takes two bits
     font = _font()
     text_size = ImageDraw.Draw(Image.new("1", (1, 1))).multiline_textbbox((0, 0), text, font)[2:]
     left, top = MARGIN, int(text_size[1]) + 2 * MARGIN
@@ -205,59 +209,39 @@ def kernel_masks_picture(name: str, mask: Tensor) -> Image.Image:
     picture = Image.new("L", size, white)
     picture.paste(Image.fromarray(pixels), (left, top))
     draw = ImageDraw.Draw(picture)
-    draw.fontmode = "1"  # values between two colours would be any others
-    draw.multiline_text((left, MARGIN), text, black, font)
-    picture.putpalette(b"".join(bytes.fromhex(colour.lstrip("#")) for colour in (*colours, "#ffffff", "#000000")))
+    draw.multiline_text((left, MARGIN), text, dark, font)
+    picture.putpalette(b"".join(bytes.fromhex(colour.lstrip("#")) for colour in (*colours, "#ffffff")))
     return picture
 
 
 @cache
 def _font() -> Any:
-    return ImageFont.load_default()  # which unpacks it at each call
+    return ImageFont.load_default_imagefont()  # of pixels: values between two colours would be any others
 
 
 def _shades(most: int) -> list[str]:
     """From PRUNED to KEPT in `most` steps."""
     ends = [np.array(list(bytes.fromhex(colour.lstrip("#")))) for colour in (PRUNED, KEPT)]
     mixed = (np.round(ends[0] + (ends[1] - ends[0]) * step / most).astype(np.uint8) for step in range(most + 1))
-    return [bytes(colour).hex() for colour in mixed]
+    return [f"#{bytes(colour).hex()}" for colour in mixed]
 
 
-def _tick_digits(lowest: float) -> tuple[float, ...]:
-    """The multiples of powers of ten that have room on a log axis from `lowest` to 1."""
-    if lowest > 0.3:
-        return (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    return (1, 2, 5) if lowest > 1e-3 else (1,)
+def _rows(layers: Sequence[str], margin: float) -> Axis:
+    """An axis with a row for each layer, the first one on top."""
+    step = -(-len(layers) // MOST_ROWS)
+    names = [(row, layer_name(layers[row])) for row in range(0, len(layers), max(step, 1))]
+    return Axis(len(layers) - 0.5 + margin, -0.5 - margin, ticks=names)
 
 
-def _rows_height(num_layers: int) -> float:
-    return min(2 + 0.26 * num_layers, 18)
+def _rows_height(num_layers: int) -> int:
+    return min(200 + 26 * num_layers, 1800)
 
 
-def _axes(
-    width: float, height: float, left: float, top: float = 0.4, bottom: float = 0.6, right: float = 0.2
-) -> tuple[Figure, Axes]:
-    """A figure of that size and its axes, with margins in inches; at least half of it is for what is drawn.
-
-    The labels have their places: matplotlib would look for them by measuring every text around.
-    """
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    left = min(left, width / 2)
-    inner_width, inner_height = width - left - right, height - top - bottom
-    axes = figure.add_axes((left / width, bottom / height, inner_width / width, inner_height / height))
-    axes.xaxis.set_label_coords(0.5, (0.25 - bottom) / inner_height)
-    axes.yaxis.set_label_coords((0.2 - left) / inner_width, 0.5)
-    return figure, axes
+def _names_width(layers: Sequence[str]) -> float:
+    return 15 + max((text_width(layer_name(layer)) for layer in layers), default=0)
 
 
-def _plain_ticks(axis: Axis) -> None:
-    """Of a log axis: 1e-05, as matplotlib sets its raised exponents as mathematics, slowly; and few, for short axes."""
-    lowest, highest = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def _name_rows(axes: Axes, layers: Sequence[str], at_most: int = 60) -> None:
-    step = -(-len(layers) // at_most)
-    axes.yaxis.set_ticks(range(0, len(layers), step), [layer_name(layer) for layer in layers[::step]])
+def _some_rounds(num_rounds: int) -> list[int]:
+    """At most ten of them, evenly spread."""
+    step = next(s * 10**power for power in range(9) for s in (1, 2, 5) if num_rounds <= 10 * s * 10**power)
+    return list(range(step, num_rounds + 1, step))

@@ -12,8 +12,6 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
@@ -126,11 +124,11 @@ class PruningSummary(Callback):
         writer.add_text("preflight", preflight_markdown(preflight), 0)
         if len(self._rounds) > 1:
             densities = np.array([list(summary["densities"].values()) for summary in self._rounds])
-            add_figure(writer, "pruning/density_over_rounds", density_rounds_figure(list(masks), densities))
+            add_picture(writer, "pruning/density_over_rounds", density_rounds_figure(list(masks), densities))
         bars = layer_densities_figure({f"density of each layer, {masks.density:.4g} overall": masks.layer_densities()})
-        add_figure(writer, "pruning/density_of_layers", bars)
+        add_picture(writer, "pruning/density_of_layers", bars)
         for name in _spread([name for name in masks if masks[name].ndim == 4], MAX_MASKS):
-            _add_picture(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_picture(name, masks[name]))
+            add_picture(writer, f"pruning_masks/{layer_name(name)}", kernel_masks_picture(name, masks[name]))
         writer.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -150,7 +148,7 @@ class PruningSummary(Callback):
         means = {name: float(score.double().mean()) for name, score in scores.items()}
         sizes = {name: score.numel() for name, score in scores.items()}
         figure, _ = conservation_figure(means, sizes, "mean score of each layer in the first round")
-        add_figure(writer, "pruning/score_and_layer_size", figure)
+        add_picture(writer, "pruning/score_and_layer_size", figure)
 
 
 @rank_zero_only
@@ -262,15 +260,7 @@ def _headlines_first(experiment: Summary) -> Summary:
     return experiment
 
 
-def add_figure(writer: SummaryWriter, tag: str, figure: Figure) -> None:
-    """Write `figure` as a picture at step 0."""
-    # SummaryWriter.add_figure would import pyplot, and with it its global list of figures.
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    _add_picture(writer, tag, Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])))
-
-
-def _add_picture(writer: SummaryWriter, tag: str, picture: Image.Image) -> None:
+def add_picture(writer: SummaryWriter, tag: str, picture: Image.Image) -> None:
     """Write `picture` at step 0, as a PNG of little effort: SummaryWriter.add_image packs tightly, ten times slower."""
     png = BytesIO()
     picture.save(png, format="PNG", compress_level=1)

@@ -43,7 +43,8 @@ class PruningAtInit(Callback):
     A criterion and exactly one of density, sparsity, compression_ratio; or instead `masks_from`, a file of masks that
     are taken as they are (`pruning.transfer`). rounds: None means the criterion's own. include, exclude: shell pattern
     or patterns of parameter names to add and to leave out (`prunable_names`). on_collapse: what to do when a layer
-    keeps no weight.
+    keeps no weight; "train" trains even a network without any path from input to output, which is an error otherwise,
+    for pictures of collapse.
     net: dotted attribute of the LightningModule that holds the network, "" for the module itself.
     loss: (outputs, labels) -> mean loss, for criteria that need it; None means cross-entropy.
     batches: (inputs, labels) pairs to score with; None means the data module's `scoring_batches()`, un-augmented, or
@@ -85,7 +86,7 @@ class PruningAtInit(Callback):
         include: str | Sequence[str] = (),
         exclude: str | Sequence[str] = (),
         samples_per_class: int | None = None,
-        on_collapse: Literal["warn", "fail"] = "warn",
+        on_collapse: Literal["warn", "fail", "train"] = "warn",
         net: str = "net",
         loss: Loss | None = None,
         batches: Iterable[Batch] | None = None,
@@ -281,7 +282,7 @@ class PruningAtInit(Callback):
             start = self.ticket.masks.to(example.device) if self.ticket.masks else None
             start = start or Masks.dense(net, names)
             return self._score(trainer, pl_module, net, start, example, generator)
-        return _Found(given, preflight(net, given, example, density_requested=given.density), None)
+        return _Found(given, self._preflight(net, given, example, density_requested=given.density), None)
 
     def _given(self, net: nn.Module, names: Sequence[str]) -> Masks | None:
         if self.given is None and self.masks_from is not None:
@@ -332,7 +333,7 @@ class PruningAtInit(Callback):
         if batches:
             scoring = Scoring(net, start, example, batches=batches, loss=self.loss)
             loss = scoring_loss(scoring, batch_norm=getattr(criterion, "batch_norm", "running"))
-        report = preflight(
+        report = self._preflight(
             net,
             masks,
             example,
@@ -356,7 +357,12 @@ class PruningAtInit(Callback):
         found = scoring_batches(trainer, self._given_batches(), samples, net, example)
         return [tuple(like_weights(part, net) for part in batch[:2]) for batch in found]
 
+    def _preflight(self, *measured: Any, **settings: Any) -> Preflight:
+        return preflight(*measured, **settings, needs_path=self.on_collapse != "train")
+
     def _judge(self, report: Preflight) -> None:
+        if report.effective_density == 0:
+            warnings.warn("no path leads from input to output: only what lies behind the break can learn", stacklevel=2)
         if not report.collapsed_layers:
             return
         message = f"layer collapse: {', '.join(report.collapsed_layers)} kept no weight"

@@ -17,13 +17,29 @@ from torch import Tensor
 
 from prunelab.training.ranks import of_ranks
 
+IN_MEMORY = Path("in memory")  # instead of a checkpoint's path: what AtomicCheckpointIO was given
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write beside the target, flush to the disk, rename: whenever the process dies, one whole file is there.
 
     A `last.ckpt` that is replaced stays as `previous.ckpt`, to fall back to if the disk damages the new one.
+    start: a checkpoint that `fit(ckpt_path=IN_MEMORY)` begins with. It is let go of then: the optimizer may go on in
+    its tensors.
     Raises: OSError with the path, should the disk be full or the like.
     """
+
+    def __init__(self, start: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self._start = start
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        if path != IN_MEMORY:
+            return super().load_checkpoint(path, *arguments, **options)
+        if self._start is None:
+            raise RuntimeError("there is no checkpoint in memory, or it was taken already")
+        start, self._start = self._start, None
+        return start
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         target = Path(path)
