@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from prunelab.pruning import Masks, prune
 from prunelab.pruning.criteria import synflow
 from prunelab.pruning.preflight import preflight
+from prunelab.report.tidy import FinishedCell
 
 EXAMPLE_INPUT = torch.ones(1, 1, 6, 6)
 
@@ -258,3 +260,36 @@ def config() -> dict[str, Any]:
             "min_layer_density": 0.0,
         },
     }
+
+
+@pytest.fixture
+def make_cell() -> Callable[..., FinishedCell]:
+    """make_cell(criterion, density, seed, test_accuracy, ...): a run of two layers of 50 weights each, and its record.
+
+    Other keywords are those of its record, but `axes`: more values of axes.
+    """
+
+    def make(
+        criterion: str, density: float, seed: int, test_accuracy: float | None, *, axes: Any = None, **record: Any
+    ) -> FinishedCell:
+        values = {"pruning.criterion": criterion, "pruning.density": density, "seed_everything": seed, **(axes or {})}
+        name = "-".join(str(value) for value in values.values())
+        written = {
+            "criterion": criterion,
+            "level": 0,
+            "num_levels": 1,
+            "density": density,
+            "density_requested": density,
+            "effective_density": density / 2 if density < 1 else 1.0,
+            "layer_densities": {"a.weight": min(1.0, 1.5 * density), "b.weight": 0.5 * density},
+            "collapsed_layers": [],
+            "test_accuracy": test_accuracy,
+            "test_accuracy_best": test_accuracy,
+            "val_accuracy": 0.5,
+            "macs_masked": 7,
+            "masks_digest": "12e4f",
+            "versions": {"torch": "2.15.0"},
+        }
+        return FinishedCell(name, values, [written | record])
+
+    return make

@@ -5,12 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from prunelab import cli
+from prunelab.report import results
 from prunelab.report.__main__ import main
 from prunelab.report.table import levels_table, run_table
+from prunelab.report.tidy import Results
 
 
 @pytest.fixture
@@ -164,3 +168,85 @@ def test_the_last_checkpoint_is_evaluated_anew(tmp_path, capsys):
     rows = {label.strip(): value for label, value in rows.items()}
     assert rows["test_accuracy anew"] == rows["test accuracy"]
     assert rows["val_accuracy anew"] == rows["validation accuracy"]
+
+
+SWEEP = Path(__file__).parent / "data" / "sweep" / "runs"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Copies of some of the runs that ship, by the beginning of their names."""
+
+    def copy(*names, **changed):
+        copies = []
+        for name in names:
+            (source,) = SWEEP.glob(f"{name}-*")
+            copies.append(tmp_path / "runs" / f"{source.name}{len(changed)}")
+            shutil.copytree(source, copies[-1])
+            config = yaml.safe_load((copies[-1] / "config.yaml").read_text())
+            for key, value in changed.items():
+                *path, last = key.split("__")
+                inner = config
+                for part in path:
+                    inner = inner[part]
+                inner[last] = value
+            (copies[-1] / "config.yaml").write_text(yaml.safe_dump(config))
+        return [str(path) for path in copies]
+
+    return copy
+
+
+def axes_of(folder):
+    return Results.read(folder).axes
+
+
+def test_the_results_of_any_runs(sweep, tmp_path, capsys):
+    runs = sweep("quickstart-snip-d0.1-s0", "quickstart-snip-d0.1-s1", "quickstart-synflow-d0.1-s0")
+    assert main([*runs, "--results", str(tmp_path / "found")]) == 0
+    assert capsys.readouterr().out.endswith(f"tables and pictures in {tmp_path / 'found'}\n")
+    found = Results.read(tmp_path / "found")
+    assert found.axes == ("pruning.criterion", "seed_everything")
+    assert [row["pruning.criterion"] for row in found.rows] == ["snip", "snip", "synflow"]
+    assert [row["test_accuracy"] for row in found.rows] == [
+        json.loads((Path(run) / "level_00" / "record.json").read_text())["test_accuracy"] for run in runs
+    ]
+    assert (tmp_path / "found" / "accuracy.png").exists()
+
+
+def test_the_axes_are_the_keys_that_differ(sweep, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(results, "_draw", lambda *arguments: None)
+    one, two = "quickstart-snip-d0.1-s0", "quickstart-synflow-d0.1-s0"
+    runs = sweep(one, two)
+    runs += sweep(one, model__optimizer__init_args__lr=0.5, trainer__max_epochs=7)
+    runs += sweep(one, pruning__criterion__init_args__batch_norm="batch", a=1, b=2)
+    assert main([*runs, "--results", str(tmp_path / "found")]) == 0
+    assert set(axes_of(tmp_path / "found")) - {"a", "b"} == {
+        *("pruning.criterion", "pruning.criterion.batch_norm", "model.optimizer.lr", "trainer.max_epochs"),
+        "seed_everything",
+    }
+
+
+def test_an_unfinished_run_is_shown_as_missing(sweep, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(results, "_draw", lambda *arguments: None)
+    runs = sweep("quickstart-snip-d0.1-s0", "quickstart-synflow-d0.1-s0")
+    (Path(runs[1]) / "level_00" / "record.json").unlink()
+    assert main([*runs, "--results", str(tmp_path / "found")]) == 0
+    output = capsys.readouterr().out
+    assert "0 of 1" in output
+    assert "missing: 1 of 2 runs, not finished" in output
+
+
+def test_what_cannot_be_results_is_an_error_of_one_line(sweep, tmp_path, capsys):
+    (run,) = sweep("quickstart-snip-d0.1-s0")
+    (again,) = sweep("quickstart-snip-d0.1-s0", extra=1)
+    shutil.copy(Path(run) / "config.yaml", Path(again) / "config.yaml")
+    for arguments, message in (
+        ([run, again, "--results", str(tmp_path / "found")], "have seed 0 and do not differ"),
+        ([str(tmp_path / "none"), "--results", "found"], "is no run directory"),
+        ([run, "--evaluate", "--results", "found"], "do not go together"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "found").exists()

@@ -1,5 +1,7 @@
 """`python -m prunelab.report RUN_DIR ...`: the tables of finished runs again, and how the runs compare.
 
+With `--results FOLDER` the means, pictures and files of `write_results` of any set of runs, as a sweep ends with them.
+
 An entry, as train.py is one: unlike the rest of report/ it may import what stands above it.
 """
 
@@ -14,8 +16,13 @@ from typing import Any
 
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.records import read_record
-from prunelab.experiment.run_dir import LevelDir, RunDir
+from prunelab.experiment.run_dir import LevelDir, RunDir, differing_keys, result_keys
+from prunelab.names import short_name
+from prunelab.report.groups import CRITERION
 from prunelab.report.table import compare_table, report_text, run_table
+from prunelab.report.tidy import SEED, FinishedCell
+
+EPOCHS = "trainer.max_epochs"
 
 
 def main(argv: list[str]) -> int:
@@ -30,8 +37,16 @@ def main(argv: list[str]) -> int:
         "run_dirs", nargs="+", metavar="RUN_DIR", help="the last word that a run printed, or a level_NN directory in it"
     )
     parser.add_argument("--evaluate", action="store_true", help="measure the accuracies of the last checkpoint anew")
+    parser.add_argument(
+        "--results", metavar="FOLDER", type=Path, help="write CSV, tables with means over seeds, and plots of the runs"
+    )
     arguments = parser.parse_args(argv)
     try:
+        if arguments.results is not None:
+            if arguments.evaluate:
+                raise RunError("--results and --evaluate do not go together")
+            _print(_results(arguments.run_dirs, arguments.results))
+            return 0
         runs = [_read(run_dir) for run_dir in arguments.run_dirs]
         tables = [
             _table(records, run_dir, _evaluate(run_dir, records) if arguments.evaluate else None)
@@ -47,6 +62,50 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _results(run_dirs: list[str], folder: Path) -> str:
+    """Write what the runs found into `folder`; the axes are the keys of their configs in which they differ."""
+    from prunelab.report.results import write_results  # what draws takes seconds to import
+
+    configs = [RunDir(Path(run_dir)).read_config() for run_dir in run_dirs]
+    kept = [result_keys(config) | {"trainer": config["trainer"]} for config in configs]
+    keys = {key for config in configs for key in differing_keys(configs[0], config)} - {SEED, f"{CRITERION}.class_path"}
+    if (
+        len({str(config["trainer"].get("max_epochs")) for config in configs}) > 1
+    ):  # a run may be trained on: no key of it
+        keys.add(EPOCHS)
+    axes = {f"{CRITERION}.class_path": CRITERION}
+    axes |= {key: _axis(key) for key in sorted(keys) if _differ_by_themselves(kept, key)} | {SEED: SEED}
+    cells = []
+    for run_dir, config in zip(run_dirs, kept, strict=True):
+        values = {axis: _value(config, key) for key, axis in axes.items()}
+        cells.append(FinishedCell(run_dir, values, _finished(run_dir)))
+    try:
+        return write_results(folder, folder.resolve().name, cells, list(axes.values()))
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _axis(key: str) -> str:
+    return key.replace(".init_args", "").removesuffix(".class_path")
+
+
+def _differ_by_themselves(configs: list[dict[str, Any]], key: str) -> bool:
+    """Whether not only because another class is chosen, which has other arguments."""
+    owner, _, argument = key.partition(".init_args.")
+    values: dict[Any, set[str]] = {}
+    for config in configs:
+        chosen = _value(config, f"{owner}.class_path") if argument else None
+        values.setdefault(chosen, set()).add(str(_value(config, key)))
+    return any(len(of_class) > 1 for of_class in values.values())
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return short_name(_axis(key), value) if value and key.endswith(".class_path") else value
+
+
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
@@ -59,6 +118,14 @@ def _table(records: list[dict[str, Any]], run_dir: str, evaluated: dict[str, flo
 
 
 def _read(run_dir: str) -> list[dict[str, Any]]:
+    """The records of a run's finished levels, of which there must be one."""
+    if records := _finished(run_dir):
+        return records
+    unfinished = Path(run_dir).is_dir()
+    raise RunError(f"{run_dir} has no record.json: the run is not finished" if unfinished else f"no run in {run_dir}")
+
+
+def _finished(run_dir: str) -> list[dict[str, Any]]:
     """The records of a run's finished levels, seen to have all that their tables need."""
     records: list[dict[str, Any]] = []
     levels = [LevelDir(Path(run_dir).resolve())] if _is_level(Path(run_dir)) else RunDir(Path(run_dir)).levels()
@@ -72,11 +139,6 @@ def _read(run_dir: str) -> list[dict[str, Any]]:
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path} is damaged, it is no record of a run ({type(error).__name__}: {error})") from error
         records.append(record)
-    if not records:
-        unfinished = Path(run_dir).is_dir()
-        raise RunError(
-            f"{run_dir} has no record.json: the run is not finished" if unfinished else f"no run in {run_dir}"
-        )
     return records
 
 

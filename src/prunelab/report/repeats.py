@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of n values; std: the standard deviation sqrt(sum (x - mean)^2 / (n - 1)), None for n = 1."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """Of those that were measured; None if there is none."""
+        measured = [value for value in values if value is not None]
+        if not measured:
+            return None
+        return cls(fmean(measured), stdev(measured) if len(measured) > 1 else None, len(measured))
 
 
 def repeats_table(rows: Iterable[Mapping[str, Any]], group_by: Sequence[str], *values: str) -> str:
@@ -26,22 +44,22 @@ def repeats_table(rows: Iterable[Mapping[str, Any]], group_by: Sequence[str], *v
         header += [f"mean {value} (%)", "std"]
     if len(values) == 1:
         header += ["min", "max"]
-    return _aligned([header, *([*map(_text, keys), *_spread(percent)] for keys, percent in groups.items())])
+    return aligned_table([header, *([*map(_text, keys), *_spread(percent)] for keys, percent in groups.items())])
 
 
 def _spread(percent: Sequence[Sequence[float]]) -> list[str]:
     """Cells for n rows of as many values each."""
     cells = [str(len(percent))]
     columns = list(zip(*percent, strict=True))
-    for column in columns:
-        cells += [f"{fmean(column):.2f}", f"{stdev(column):.2f}" if len(column) > 1 else "-"]
+    for spread in filter(None, map(Spread.of, columns)):
+        cells += [f"{spread.mean:.2f}", "-" if spread.std is None else f"{spread.std:.2f}"]
     if len(columns) == 1:
         cells += [f"{min(columns[0]):.2f}", f"{max(columns[0]):.2f}"]
     return cells
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A markdown table, its first line the header, with columns of one width."""
+def aligned_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a markdown table, its first line the header, with columns of one width."""
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [padded[0], ["-" * w for w in widths], *padded[1:]])

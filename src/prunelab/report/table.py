@@ -86,7 +86,7 @@ def levels_table(records: Sequence[Record], run_dir: str, evaluated: Mapping[str
         *_actions(last),
         f"seed {last['seed']}",
     ]
-    costs = [*_aligned(_level_costs(records)), ""] if any(map(tells_cost, records)) else []
+    costs = [*aligned_columns(_level_costs(records)), ""] if any(map(tells_cost, records)) else []
     rows = _complaints(records)
     rows |= {f"{name} anew": _number(value) for name, value in (evaluated or {}).items()}
     rows |= {
@@ -102,7 +102,7 @@ def levels_table(records: Sequence[Record], run_dir: str, evaluated: Mapping[str
         rows["not finished"] = (
             f"level {last['level'] + 1} of {_level_range(last)} is missing: the command that started the run goes on"
         )
-    table = _aligned(_level_columns(records))
+    table = aligned_columns(_level_columns(records))
     return "\n".join([", ".join(title), "", *table, "", *costs, *_labelled(rows | {"directory": run_dir})])
 
 
@@ -217,7 +217,7 @@ def _complaints(records: Sequence[Record]) -> dict[str, str]:
     return rows
 
 
-def _aligned(columns: Mapping[str, Sequence[str]]) -> list[str]:
+def aligned_columns(columns: Mapping[str, Sequence[str]]) -> list[str]:
     """The lines of a table whose columns are aligned to the right, headers of several lines to the bottom."""
     headers = [header.split("\n") for header in columns]
     height = max(map(len, headers))

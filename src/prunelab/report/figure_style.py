@@ -1,0 +1,101 @@
+"""How pictures of many runs look: colours, letters, legends, ticks, files.
+
+A criterion has the same colour and marker in all of them; the colours can be told apart by colour-blind readers (after
+Okabe and Ito, and Paul Tol).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+WIDTH = 7.0  # inches, of a page
+STYLE: dict[Any, Any] = {
+    **{"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 150},
+}
+LEGEND_COLUMNS = 5
+MOST_TICKS = 12
+
+_KNOWN = {
+    "synflow": ("#0072b2", "o"),
+    "snip": ("#009e73", "^"),
+    "grasp": ("#cc79a7", "D"),
+    "magnitude": ("#e69f00", "s"),
+    "random": ("#7f7f7f", "v"),
+    "force": ("#d55e00", "X"),
+    "iterative_snip": ("#332288", "<"),
+    "lamp": ("#56b4e9", "P"),
+    "erk": ("#999933", "p"),
+    "mask_criterion": ("#882255", ">"),
+}
+_OTHERS = (("#44aa99", "h"), ("#ddcc77", "d"), ("#aa4499", "*"), ("#661100", "8"))
+_LINES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Look:
+    colour: str
+    marker: str
+    line: Any  # matplotlib's word for its style
+
+
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """Method -> how it is drawn: colour and marker of its criterion, a line of its own among those of the same one."""
+    chosen: dict[str, Look] = {}
+    variants: dict[str, int] = {}
+    unknown: list[str] = []
+    for method in dict.fromkeys(methods):
+        criterion = method.partition(",")[0]
+        if criterion not in _KNOWN and criterion not in unknown:
+            unknown.append(criterion)
+        known = _KNOWN.get(criterion) or _OTHERS[unknown.index(criterion) % len(_OTHERS)]
+        variants[criterion] = variants.get(criterion, -1) + 1
+        chosen[method] = Look(*known, _LINES[variants[criterion] % len(_LINES)])
+    return chosen
+
+
+def handle(label: str, colour: str, marker: str = "", line: Any = "", fill: str | None = None) -> Line2D:
+    return Line2D(
+        [], [], color=colour, marker=marker, linestyle=line, markerfacecolor=fill or colour, markersize=5, label=label
+    )
+
+
+def method_handles(styles: dict[str, Look]) -> list[Line2D]:
+    return [handle(method, look.colour, look.marker, look.line) for method, look in styles.items()]
+
+
+def add_legend(figure: Figure, title: str, handles: Sequence[Artist]) -> None:
+    """Above everything that is drawn."""
+    rows = -(-len(handles) // LEGEND_COLUMNS)
+    columns = -(-len(handles) // rows)
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+    if title:
+        legend.set_title(title)
+        legend.get_title().set_fontsize(9)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Of a log axis: 1, 10, 100 ... 1e+06, with 2 and 5 between them where there is room."""
+    lowest, highest = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 50 * lowest else (1,), numticks=MOST_TICKS))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write `path` with the suffixes .png and .pdf, each beside its target and renamed."""
+    for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
+        temporary = path.with_name(f"{path.name}.tmp")
+        with rc_context({"pdf.fonttype": 42}):  # letters as text, which can be searched
+            figure.savefig(temporary, format=suffix[1:], **options)
+        temporary.replace(path.with_name(path.name + suffix))

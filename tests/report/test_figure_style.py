@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from matplotlib import pyplot, rcParams
+
+from prunelab.report.figure_style import looks, save_figure
+from prunelab.report.figures import accuracy_figure
+from prunelab.report.groups import groups
+from prunelab.report.tidy import Results
+
+
+def test_a_criterion_looks_the_same_everywhere_and_its_variants_differ_in_the_line():
+    one, other = looks(["snip", "synflow"]), looks(["synflow", "synflow, rounds 1", "mine", "another"])
+    assert one["synflow"] == other["synflow"]
+    assert other["synflow"].colour == other["synflow, rounds 1"].colour
+    assert other["synflow"].line != other["synflow, rounds 1"].line
+    assert len({look.colour for look in (*one.values(), *other.values())}) == 4
+    assert len({look.marker for look in (*one.values(), *other.values())}) == 4
+
+
+def test_pictures_are_saved_whole_and_nothing_global_holds_on_to_them(make_cell, tmp_path):
+    results = Results.of([make_cell("snip", 0.1, 0, 0.5)], ("pruning.criterion", "pruning.density"))
+    figures, settings = pyplot.get_fignums(), dict(rcParams)
+    figure = accuracy_figure(groups(results), title="a_title & more")
+    save_figure(figure, tmp_path / "accuracy")
+    assert {path.name for path in tmp_path.iterdir()} == {"accuracy.png", "accuracy.pdf"}
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "accuracy.pdf").read_bytes().startswith(b"%PDF")
+    assert figure.legends[0].get_title().get_text() == "a_title & more"
+    assert (pyplot.get_fignums(), dict(rcParams)) == (figures, settings)
