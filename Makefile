@@ -27,6 +27,7 @@ bench: setup
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/gradient_scoring.py
 	$(BIN)/python benchmarks/masked_step.py
+	$(BIN)/python benchmarks/training_options.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py

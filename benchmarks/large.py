@@ -101,7 +101,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(Case(**json.loads(options.one)))))
         return
-    from compact import machine
+    from measuring import machine
 
     where, rows = machine("cpu"), []
     print(where, flush=True)

@@ -25,7 +25,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from compact import machine
+from measuring import machine, spread
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -128,15 +128,11 @@ def measure(name: str, options: argparse.Namespace, device: str) -> list[dict[st
                 "network": name,
                 "version": title,
                 "seconds": statistics.median(own),
-                "to_bare": _spread([one / other for one, other in zip(own, bare, strict=True)]),
-                "faster_than_textbook": _spread([other / one for one, other in zip(own, book, strict=True)]),
+                "to_bare": spread(own, bare),
+                "faster_than_textbook": spread(book, own),
             }
         )
     return rows
-
-
-def _spread(ratios: list[float]) -> tuple[float, float, float]:
-    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def _seconds(work: Callable[[], object], device: str) -> tuple[float, object]:

@@ -31,9 +31,16 @@ ROOMS: dict[str, set[str]] = {
     "config": {"names"},
     "command_line": {"config", "names"},
     "messages": {"config", "names"},
+    "sweep": {"cli", "command_line", "config", "experiment", "report", "names", "launcher", "memory"},
+    "paper": {"experiment", "report", "pruning", "models", "data", "names"},
     "export": {"experiment", "report", "training", "compaction", "pruning", "models", "data", "names"},
 }
-ENTRIES = {"cli", "report.__main__", "export.__main__"}  # import what they like: they build what a config says
+ENTRIES = {
+    "cli",
+    "report.__main__",
+    "export.__main__",
+    "paper.__main__",
+}  # import what they like: they build what a config says
 LIGHT = (
     "names",
     "launcher",

@@ -121,7 +121,7 @@ def _run_grid(command: Command, parser: LightningArgumentParser) -> int:
             config = resolve(parser, cell.config)
         except CommandError as error:
             raise CommandError(f"{cell.title}: {error}") from None
-        plain, output_dir, _ = _plain(parser, config)
+        plain, output_dir, _ = plain_values(parser, config)
         values = {
             key: value if isinstance(value, int | float | None) else in_words(value)
             for key, value in cell.values.items()
@@ -130,14 +130,14 @@ def _run_grid(command: Command, parser: LightningArgumentParser) -> int:
     return run_grid(command.name, cells, output_dir)
 
 
-def _plain(parser: LightningArgumentParser, config: Namespace) -> tuple[Config, str, str | None]:
+def plain_values(parser: LightningArgumentParser, config: Namespace) -> tuple[Config, str, str | None]:
     """The values that a run is made of, and beside them output_dir and ckpt_path."""
     plain = json.loads(parser.dump(config, format="json", skip_unset=False))
     return plain, plain.pop("output_dir"), plain.pop("ckpt_path")
 
 
 def _run(command: Command, parser: LightningArgumentParser, config: Namespace) -> int:
-    plain, output_dir, ckpt_path = _plain(parser, config)
+    plain, output_dir, ckpt_path = plain_values(parser, config)
     objects = instantiator(parser, config)
     return run(
         name=command.name,

@@ -86,7 +86,7 @@ def read_command(argv: list[str]) -> Command:
 
     Raises: CommandError.
     """
-    options = list(_options(argv)) or [("--help", "")]
+    options = list(typed_options(argv)) or [("--help", "")]
     action = next((ACTIONS[key] for key, _ in options if key in ACTIONS), "run")
     if action in ("help", "help_all"):
         return Command(action, "", {})
@@ -173,7 +173,7 @@ def _with_settings(files: Config, settings: list[tuple[str, Any]]) -> Config:
     return overlay(files, *layers)
 
 
-def _options(argv: list[str]) -> Iterator[tuple[str, str]]:
+def typed_options(argv: list[str]) -> Iterator[tuple[str, str]]:
     """(--key, value) for `--key value` and `--key=value`, in the order typed; the value of flags is empty."""
     words = iter(argv)
     for word in words:

@@ -60,6 +60,18 @@ def find_config(name: str) -> Path:
 
 def read_config(path: Path) -> Config:
     """The config in a YAML file, its short names expanded."""
+    config = read_yaml(path)
+    try:
+        config = expand(config)
+        check_one_source([config])
+        check_grid(config)
+    except CommandError as error:
+        raise CommandError(f"{path}: {error}") from None
+    return config
+
+
+def read_yaml(path: Path) -> Config:
+    """What a YAML file of keys says; nothing for an empty one."""
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:
@@ -71,12 +83,6 @@ def read_config(path: Path) -> Config:
         return {}
     if not isinstance(config, dict):
         raise CommandError(f"{path}: expected keys such as `model:`, got {type(config).__name__}")
-    try:
-        config = expand(config)
-        check_one_source([config])
-        check_grid(config)
-    except CommandError as error:
-        raise CommandError(f"{path}: {error}") from None
     return config
 
 

@@ -67,14 +67,19 @@ def end_with_launcher() -> None:
     launcher = os.getppid() if under_torchrun() else first_process()
     if launcher is None:
         return
-    if not _killed_by_kernel():
-        _look_for(launcher)
-    if os.getppid() != launcher:  # it was gone before
-        os._exit(1)
+    end_with(launcher)
     if first_process() is not None and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, hand_to_the_first)
+
+
+def end_with(parent: int) -> None:
+    """From now on this process ends when its `parent` does, or the thread of it that has started this one (Linux)."""
+    if not _killed_by_kernel():
+        _look_for(parent)
+    if os.getppid() != parent:  # it was gone before
+        os._exit(1)
 
 
 def hand_to_the_first(number: int, frame: FrameType | None = None) -> None:

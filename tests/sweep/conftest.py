@@ -1,0 +1,174 @@
+"""Tiny sweeps on the digits, and commands that run them in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CONFIG = """\
+model:
+  net: {name: mlp, depth: 2, width: 8, image_size: 8}
+  optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
+data: {name: digits, device: cpu}
+pruning: {criterion: magnitude, density: 0.5}
+trainer: {max_epochs: 2, limit_train_batches: 4, accelerator: cpu, enable_progress_bar: false}
+"""
+# SLOW: seconds that each forward pass waits, so that a signal comes where it is meant to
+NET = """\
+import os, time
+from torch import nn
+
+class SlowNet(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 10))
+
+    def forward(self, pictures):
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        return super().forward(pictures)
+"""
+PATIENCE = 200.0  # seconds, on a machine that is busy
+MARK = "SWEEP_TEST_MARK"
+
+# what a sweep needs is imported once, and each command is a fork of that
+SERVER = """
+import json, os, signal, socket, sys
+import prunelab.sweep.drive, prunelab.sweep.plan, prunelab.sweep.plan_text
+import prunelab.pruning.criteria, matplotlib.figure
+import prunelab.cli
+from prunelab.sweep.__main__ import main
+connection = socket.socket(fileno=int(sys.argv[1]))
+connection.send(b"ready")
+while True:
+    message, files, *_ = socket.recv_fds(connection, 2**16, 1)
+    if not message:
+        os._exit(0)
+    request = json.loads(message)
+    if "ended" in request:
+        answer = os.waitstatus_to_exitcode(os.waitpid(request["ended"], 0)[1])
+    elif answer := os.fork():
+        os.close(files[0])
+    else:
+        break
+    connection.send(json.dumps(answer).encode())
+connection.close()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a shell, whatever the tests were started from
+for stream in (1, 2):
+    os.dup2(files[0], stream)
+os.close(files[0])
+os.chdir(request["directory"])
+os.environ |= request["environment"]
+sys.path.append(os.getcwd())  # as python -m does
+code = 1
+try:
+    is_run = request["arguments"][0] == "train.py"
+    code = prunelab.cli.main(request["arguments"][1:]) if is_run else main(request["arguments"])
+except BaseException:
+    sys.excepthook(*sys.exc_info())
+finally:
+    sys.stdout.flush()
+    os._exit(code)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with tiny.yaml, which is where the test is."""
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Command:
+    """A sweep, or a run of train.py, in a process of its own; all that it starts carries a mark."""
+
+    def __init__(self, server: socket.socket, arguments: list[str], directory: Path, **environment: str) -> None:
+        self.mark = uuid.uuid4().hex
+        self.printed = directory / f"{self.mark}.txt"
+        self._server = server
+        request = {
+            "arguments": arguments,
+            "directory": str(directory),
+            "environment": {MARK: self.mark, "SLOW": "0.1", **environment},
+        }
+        with self.printed.open("wb") as output:
+            socket.send_fds(server, [json.dumps(request).encode()], [output.fileno()])
+            self.pid: int = json.loads(server.recv(100))
+        self._code: int | None = None
+
+    @property
+    def text(self) -> str:
+        return self.printed.read_text()
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something is true that the sweep brings about."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"{self.text}\n{self.processes()}"
+            time.sleep(0.02)
+
+    def send(self, number: signal.Signals) -> None:
+        if self._code is None:
+            os.kill(self.pid, number)
+
+    def end(self) -> int:
+        """Its exit code, once it has ended; below 0 the signal that killed it."""
+        if self._code is None:
+            self._server.send(json.dumps({"ended": self.pid}).encode())
+            self._code = json.loads(self._server.recv(100))
+        return self._code
+
+    def processes(self) -> dict[int, tuple[int, str]]:
+        """All that carry the mark: id -> parent, command line. The sweep itself is none of them."""
+        found = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARK}={self.mark}".encode() in (place / "environ").read_bytes():
+                    parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+                    found[int(place.name)] = int(parent), (place / "cmdline").read_text().replace("\0", " ")
+            except (OSError, IndexError):
+                continue
+        return found
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", SERVER, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    theirs.close()
+    try:
+        assert ours.recv(100) == b"ready"
+        yield ours
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        ours.close()
+
+
+@pytest.fixture(scope="module")
+def start(server: socket.socket) -> Iterator[Callable[..., Command]]:
+    """start(arguments, directory, **environment) -> the Command; what the tests leave running is killed."""
+    commands: list[Command] = []
+
+    def begin(arguments: list[str], directory: Path, **environment: str) -> Command:
+        commands.append(Command(server, arguments, directory, **environment))
+        return commands[-1]
+
+    yield begin
+    for command in commands:
+        command.send(signal.SIGKILL)
+        command.end()

@@ -1,0 +1,81 @@
+"""Sweeps on Ray: the results of those without, through the death of workers and of the sweep; nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+
+from prunelab.experiment.errors import RunError
+from prunelab.sweep import on_ray
+
+from .conftest import Command
+from .slow_sweeps import Sweeping, write_sweeps
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def sweeping(start: Callable[..., Command], tmp_path_factory: pytest.TempPathFactory) -> Sweeping:
+    directory = tmp_path_factory.mktemp("on_ray")
+    write_sweeps(directory)
+    return Sweeping(start, directory)
+
+
+def test_ray_gives_the_results_of_one_process_at_a_time(sweeping: Sweeping) -> None:
+    killed = sweeping("ray")
+    killed.until(lambda: sweeping.checkpoints("ray"))
+    killed.send(signal.SIGKILL)
+    assert killed.end() == -signal.SIGKILL
+    killed.until(lambda: not killed.processes())  # Ray's own are among them
+
+    again = sweeping("ray", "two.yaml", "--engine", "ray", "--slots", "2")
+    again.until(lambda: workers(again))
+    os.kill(workers(again)[0], signal.SIGKILL)
+    assert again.end() == 0, again.text
+    assert "Ray on this machine, 2 runs at a time, threads of each: 1" in again.text
+    assert "of 3 times: its worker died" in again.text
+    again.until(lambda: not again.processes())
+
+    local = sweeping("local", "three.yaml", "--engine", "local", "--slots", "2", SLOW="0")
+    assert local.end() == 1, local.text
+    assert sweeping.results("ray") == sweeping.results("local")
+    assert len(sweeping.results("ray")) == 2
+
+
+def workers(command: Command) -> list[int]:
+    """Ray's processes in which a run has begun."""
+    found = command.processes()
+    servers = {process for process, (_, words) in found.items() if "fork_server" in words}
+    runs = {parent for process, (parent, _) in found.items() if process in servers and parent in servers}
+    return [found[server][0] for server in runs]
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address where somebody listens who never says a word."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "here:port", ":80", "ray://somewhere"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(RunError, match="--address: expected HOST:PORT"):
+        on_ray.check_reachable(address)
+
+
+def test_an_address_where_nothing_listens() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    with pytest.raises(RunError, match=f"no Ray cluster can be reached at {address}: .*refused"):
+        on_ray.check_reachable(address)
+
+
+def test_an_address_where_no_ray_answers(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray, "SECONDS_TO_JOIN", 0.2)
+    with pytest.raises(RunError, match=f"no Ray cluster answers at {silent} within"):
+        on_ray.check_reachable(silent)
