@@ -12,6 +12,7 @@ import pytest
 from prunelab.command_line import read_command
 from prunelab.names import SHORT_NAMES
 from prunelab.pruning.criteria import lamp as lamp_instance
+from prunelab.sweep.file import find_sweep, read_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,7 +48,8 @@ def test_links_and_configs_exist() -> None:
     links = [link for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README) if not (ROOT / link).exists()]
     configs = [name for name in re.findall(r"\b(\w+\.yaml)\b", README) if name not in ("config.yaml", "versions.yaml")]
     assert links == []
-    assert [name for name in configs if not (ROOT / "configs" / name).exists()] == []
+    folders = (ROOT / "configs", ROOT / "sweeps")
+    assert [name for name in configs if not any((folder / name).exists() for folder in folders)] == []
 
 
 def test_commands_parse() -> None:
@@ -55,6 +57,10 @@ def test_commands_parse() -> None:
     assert len(commands) >= 4
     for command in commands:
         read_command(shlex.split(command))
+    sweeps = re.findall(r"^    python -m prunelab\.sweep --config (\S+)", README, re.MULTILINE)
+    assert sweeps
+    for name in sweeps:
+        read_sweep(find_sweep(name))
 
 
 def test_every_criterion_is_in_the_table() -> None:

@@ -38,6 +38,11 @@ from prunelab.pruning.errors import PruningError
 from prunelab.training import Classifier, PruningAtInit
 
 USER_ERRORS = (CommandError, PruningError, DataError, ModelError, RunError, MisconfigurationException)
+# a number of batches, or a share of them: which one is meant is in the type
+BATCHES_OR_SHARE = (
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    *("overfit_batches", "val_check_interval"),
+)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -103,9 +108,14 @@ def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
         except ModuleNotFoundError as error:
             raise CommandError(str(error)) from None
     try:
-        return parser.parse_object(deepcopy(config))
+        resolved = parser.parse_object(deepcopy(config))
     except ArgumentError as error:
         raise CommandError(explain(str(error), config, [*parser.get_defaults().keys(), "grid"])) from None
+    # of `int | float` the parser takes what comes first, and what that is depends on who has imported typing before
+    for key in BATCHES_OR_SHARE:
+        if isinstance(typed := section(config, "trainer").get(key), int | float):
+            resolved.trainer[key] = typed
+    return resolved
 
 
 def _fail(error: Exception, message: str) -> int:
