@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,8 @@ def share_of_step(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     net = resnet20().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    batches: Iterator[tuple[Tensor, Tensor]] = iter(ours(images, labels, device))
+    loader = ours(images, labels, device)
+    batches: Iterator[tuple[Tensor, Tensor]] = chain.from_iterable(repeat(loader))  # epoch after epoch
     num = 50 if device.type == "cuda" else 3
 
     def train(x: Tensor, y: Tensor) -> None:

@@ -26,6 +26,7 @@ from masked_ways import DENSE, FIT_WAYS, KEEP, LOOP_WAYS, OPTIMIZERS, InFit, Pla
 from measuring import RESULTS, machine, spread
 from torch import nn
 
+from prunelab.memory import keep_freed_memory
 from prunelab.pruning import Masks, prune
 from prunelab.pruning.criteria import Random
 
@@ -111,6 +112,7 @@ def main() -> None:
     if options.quick:
         options.networks, options.turns = ["resnet20"], 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    keep_freed_memory()  # as train.py does
     where = machine(device)
     print(where, flush=True)
     rows: list[Row] = []

@@ -7,7 +7,9 @@ the bare passes. The textbook version is the algorithm as papers print it, in fl
 state dict are set aside, forward multiplies weights by float masks, scores of all layers are concatenated and divided
 by their sum, and `torch.kthvalue` gives the threshold. "whole passes" is the fast path without the blocks that it goes
 through in float64 once most weights are dropped (on the CPU); the masks have to be the same.
-All take turns; a ratio is the median over the turns of seconds over the other's in the same turn.
+Threads are those of OMP_NUM_THREADS; train.py scores on one.
+All take turns, in another order each time; a ratio is the median over the turns of seconds over the other's in the same
+turn.
 On a GPU, if there is one. Writes synflow.md and synflow.json.
 """
 
@@ -25,15 +27,16 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measuring import machine, spread
+from measuring import RESULTS, finish, machine, spread
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from prunelab.memory import keep_freed_memory
 from prunelab.models import resnet18_64, resnet20, vgg16_bn
 from prunelab.pruning import Masks, flow_rounds, prunable_names, prune
 from prunelab.pruning.criteria import SynFlow
 
-RESULTS = Path(__file__).parent / "results"
+WARM_UP = 5  # rounds of each version before anything is timed
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], int]] = {
     "resnet20": ("ResNet-20", resnet20, 32),
     "vgg16_bn": ("VGG-16-BN", vgg16_bn, 32),
@@ -78,7 +81,7 @@ def textbook(net: nn.Module, example: Tensor, rounds: int, density: float) -> di
 
 
 def whole_passes(**options: Any) -> Masks:
-    with mock.patch.object(flow_rounds, "WORTH", 0.0):
+    with mock.patch.object(flow_rounds.FlowRounds, "_look_for_blocks", return_value=None):
         return prune(**options)
 
 
@@ -110,19 +113,21 @@ def measure(name: str, options: argparse.Namespace, device: str) -> list[dict[st
     timed = works(name, options, device)
     seconds: dict[str, list[float]] = {title: [] for title in timed}
     masks: dict[str, object] = {}
-    for turn in range(options.turns + 1):
-        for title, work in timed.items():
-            if turn == 0 and title.startswith(("textbook", "plain", "lean", "whole")) and device == "cpu":
-                continue  # the first turn warms up: the libraries and the allocator
-            taken, masks[title] = _seconds(work, device)
-            seconds[title].append(taken)
+    for work in works(name, argparse.Namespace(**vars(options) | {"rounds": WARM_UP}), device).values():
+        work()
+    for turn in range(options.turns):
+        titles = list(timed)
+        for title in titles[turn:] + titles[:turn]:
+            finish(device)
+            started = time.perf_counter()
+            masks[title] = timed[title]()
+            finish(device)
+            seconds[title].append(time.perf_counter() - started)
     if len({masks[title].digest() for title in timed if isinstance(masks[title], Masks) and "float64" in title}) > 1:
         raise RuntimeError(f"{name}: masks of float64 differ between paths")
     rows = []
     for title, own in seconds.items():
-        own = own[-options.turns :]
-        bare = seconds[f"bare passes, {title.rpartition(' ')[2]}"][-options.turns :]
-        book = seconds["textbook, float32"][-options.turns :]
+        bare, book = seconds[f"bare passes, {title.rpartition(' ')[2]}"], seconds["textbook, float32"]
         rows.append(
             {
                 "network": name,
@@ -133,16 +138,6 @@ def measure(name: str, options: argparse.Namespace, device: str) -> list[dict[st
             }
         )
     return rows
-
-
-def _seconds(work: Callable[[], object], device: str) -> tuple[float, object]:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    result = work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, result
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -167,6 +162,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.turns = 10, 1
+    keep_freed_memory()  # as train.py does
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where, rows = machine(device), []
     print(where, flush=True)

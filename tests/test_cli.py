@@ -76,6 +76,14 @@ def test_values_get_their_types_and_defaults(base: str) -> None:
     assert config.pruning.criterion.init_args.input == "ones"  # a knob nobody named
 
 
+@pytest.mark.parametrize("key", cli.BATCHES_OR_SHARE)
+def test_one_batch_is_not_the_whole_share(key: str, base: str) -> None:
+    """Whatever order the parser has for `int | float`, which depends on what was imported before it."""
+    for text, value in (("1", 1), ("1.0", 1.0), ("4", 4), ("0.5", 0.5)):
+        found = resolved("--config", base, f"--trainer.{key}", text).trainer[key]
+        assert (type(found), found) == (type(value), value)
+
+
 def test_seed_zero_counts(base: str, tmp_path: Path) -> None:
     layer = tmp_path / "seed.yaml"
     layer.write_text("seed_everything: 7\n")
