@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningDataModule
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunelab.experiment import level_record
 from prunelab.experiment.footprint import footprint
 from prunelab.experiment.run_dir import LevelDir
 from prunelab.pruning import Masks, PruningError
+from prunelab.training import PruningAtInit
 from prunelab.training.resume import read_checkpoint
 
 MAGNITUDE = {"class_path": "prunelab.pruning.criteria.Magnitude", "init_args": {}}
@@ -75,8 +78,30 @@ def test_rate_0_is_level_0_again(experiment: Any, step: int | str) -> None:
     }
 
 
+class Held(Callback):
+    """How many of the tensors that a level builds on are there, and how many still are where its training starts."""
+
+    def __init__(self) -> None:
+        self.given: list[weakref.ref[torch.Tensor]] = []
+        self.counts: list[tuple[int, int]] = []
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            ticket = next(callback.ticket for callback in trainer.callbacks if isinstance(callback, PruningAtInit))  # type: ignore[attr-defined]
+            states = [state for state in (ticket.weights, ticket.initial, ticket.start) if state]
+            self.given = [weakref.ref(tensor) for state in states for tensor in state.values()]
+
+    def on_train_start(self, *_: Any) -> None:
+        gc.collect()
+        self.counts.append((len(self.given), sum(reference() is not None for reference in self.given)))
+
+
 def test_levels_prune_what_the_level_before_ended_with(experiment: Any) -> None:
+    """And let go of it before they train."""
+    held = Held()
+    experiment.callbacks = [held]
     levels = experiment.levels(**TICKET, **NOISY, **{"tickets.levels": 3, "tickets.density_per_level": 0.5})
+    assert held.counts == [(0, 0), *[(3 * 9, 0)] * 3]
     assert [level.path.name for level in levels] == ["level_00", "level_01", "level_02", "level_03"]
     names = ("0.weight", "5.weight")
     masks = [Masks.load(level.masks) for level in levels]

@@ -91,9 +91,67 @@ def test_uses_tell_layers_from_other_readers() -> None:
     assert uses.is_plain == [True, True, False, True, False]
     assert uses.is_grouped[:2] == [False, True]
     assert uses.positions == [2 * 36, 2 * 16, 0, 2, 0]
-    # terms of a forward sum, of a backward one, of one over positions
-    wanted = (36 + 54 + 72) + (9 + 54 + 32) + (5 + 7 + 2)
+    # terms of a forward sum, of a backward one, of one over positions; the mean's 36, and two operations of one
+    wanted = (36 + 54 + 72) + (9 + 54 + 32) + (45 + 54 + 2 * 16) + 36 + (5 + 7 + 2) + 2
     assert uses.rounding == 4 * wanted
+    assert uses.is_bounded
+
+
+def test_layers_of_weights_that_nobody_asks_about_are_counted_too() -> None:
+    x, excluded, asked = torch.rand(2, 512, 3, 3), torch.rand(4, 512, 3, 3), torch.rand(3, 4)
+    with Uses([asked]) as uses:
+        F.linear(F.conv2d(x, excluded).flatten(1), asked)
+    assert uses.rounding >= 4 * (4608 + 4)
+
+
+PICTURE = torch.linspace(0.5, 1, 2 * 4 * 4).view(1, 2, 4, 4)
+SIGNED = torch.tensor([[1.0, -0.5], [0.5, 1.0]])
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+        lambda x: x - 0.5 * F.avg_pool2d(x, 3, 1, 1),
+        lambda x: torch.sub(x, 0.1),
+        lambda x: x.clone().sub_(0.1),
+        lambda x: 2 - x,
+        lambda x: torch.rsub(x, 2),
+        lambda x: (-x).abs(),
+        lambda x: torch.add(x, x, alpha=-0.5),
+        lambda x: x + x * -0.5,
+        lambda x: F.conv2d(x, SIGNED[:, :, None, None]),
+        lambda x: F.linear(x.mean((2, 3)), SIGNED),
+        lambda x: x.std(1),
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x)),
+        lambda x: x @ x,
+        lambda x: torch.matmul(x, x),
+        lambda x: x[0].bmm(x[0]),
+        lambda x: torch.einsum("nchw,ncwv->nchv", x, x),
+        lambda x: torch.tensordot(x, torch.ones(2, 2), ([1], [0])),
+    ],
+)
+def test_no_bound_where_something_subtracts_or_products_are_added_up_elsewhere(operation: Any) -> None:
+    with Uses([]) as uses:
+        operation(PICTURE)
+    assert not uses.is_bounded
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: F.adaptive_avg_pool2d(F.max_pool2d(x, 2), 1).flatten(1),
+        lambda x: torch.cat([x, F.pad(x[:, :, ::2, ::2], (1, 1, 1, 1))], 1).transpose(-1, -2),
+        lambda x: x + 0.5 * x.mean(-1, keepdim=True),
+        lambda x: x[:, torch.arange(2) - 1],  # whole numbers may be negative
+        lambda x: F.conv2d(x, torch.ones(2, 2, 1, 1), padding="same"),
+    ],
+)
+def test_what_networks_are_made_of_has_a_bound(operation: Any) -> None:
+    with Uses([]) as uses:
+        operation(PICTURE)
+    assert uses.is_bounded
+    assert uses.rounding > 0
 
 
 @pytest.mark.parametrize(

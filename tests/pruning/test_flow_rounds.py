@@ -149,8 +149,19 @@ class Read(nn.Module):
         return self.head(self.layer(x) * self.layer.weight.detach().amax())
 
 
-@pytest.mark.parametrize("kind", [Hidden, Read])
-def test_weights_with_other_readers_are_gone_through_as_a_whole(kind: type[nn.Module]) -> None:
+class Product(nn.Module):
+    """Sums that are no layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 30), nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x) @ torch.ones(30, 30, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("kind", [Hidden, Read, Product])
+def test_networks_that_blocks_do_not_go_with_are_gone_through_as_a_whole(kind: type[nn.Module]) -> None:
     net = seeded(kind(), 0)
     options: dict[str, Any] = {"density": 0.05, "rounds": 20, "example_input": torch.zeros(1, 6, dtype=torch.float64)}
     with seen() as found:
@@ -159,9 +170,23 @@ def test_weights_with_other_readers_are_gone_through_as_a_whole(kind: type[nn.Mo
     assert found[0]._is_whole
 
 
-@pytest.mark.parametrize("knobs", [{"precision": "float32"}, {"activations": "own"}], ids=str)
-def test_blocks_are_for_numbers_whose_rounding_is_bounded(knobs: dict[str, Any]) -> None:
+def test_blocks_are_for_numbers_whose_rounding_is_bounded() -> None:
     build, example = NETS["mlp"]
     with seen() as found:
-        prune(build(), SynFlow(rounds=20, **knobs), density=0.05, example_input=example)
+        prune(build(), SynFlow(rounds=20, activations="own"), density=0.05, example_input=example)
     assert found[0]._is_whole
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_blocks_of_float32_keep_the_budget_and_what_a_layer_is_worth(name: str) -> None:
+    """Their masks may differ by rounding; nearly all of what is kept, and what each layer keeps, may not."""
+    build, example = NETS[name]
+    options: dict[str, Any] = {"density": 0.05, "rounds": 30, "example_input": example}
+    with seen() as found:
+        masks = prune(build(), SynFlow(path="fast", precision="float32"), **options)
+    exact = prune(build(), SynFlow(path="plain"), **options)
+    assert not found[0]._is_whole
+    assert found[0].num_again == 0
+    assert masks.num_kept == exact.num_kept
+    for layer, density in exact.layer_densities().items():
+        assert masks.layer_densities()[layer] == pytest.approx(density, rel=0.2, abs=2 / masks[layer].numel())

@@ -73,7 +73,8 @@ def lists(scores: list[float]) -> SurvivorLists:
         ([1, 2, 2.001, 4, 5], 3, False),  # nearer than a hundredth
         ([1, 1.999, 2, 4, 5], 2, True),  # those that go together may be as near as they like
         ([0, 0, 0, 4, 5], 3, True),  # zeros are zeros: the earlier positions go
-        ([0, 1e-44, 2, 4, 5], 4, True),
+        ([0, 1e-44, 2, 4, 5], 4, False),  # unless others nearly are: in another order they might be 0, and go first
+        ([1e-44, 0, 2, 4, 5], 4, False),
         ([0, 1e-44, 5e-44, 4, 5], 3, False),  # numbers that small have lost digits
         ([5, 4, 3, 2, 1], 5, True),  # nothing to drop
     ],

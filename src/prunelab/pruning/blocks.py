@@ -1,8 +1,8 @@
 """Passes that leave out what is exactly 0: of each layer only the block of rows and columns that hold kept weights.
 
 The rest of a layer's weight is 0, and what it would add to a sum is 0, whatever the network around it: a pass through
-blocks gives the same numbers up to the order of additions. All terms are positive, so that no order loses digits:
-`Uses.rounding` bounds what it can change.
+blocks gives the same numbers up to the order of additions. Where no term is negative no order loses digits, and
+`Uses.rounding` bounds what it can change; `Uses.is_bounded` says where not.
 """
 
 from __future__ import annotations
@@ -20,6 +20,20 @@ from torch.utils._pytree import tree_leaves
 from prunelab.pruning.surrogate import PositiveLinear
 
 CHANNELS = {F.linear: -1, F.conv1d: -2, F.conv2d: -3, F.conv3d: -4}  # the dimension of channels
+_TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+# by their names, which functions and methods share: with in-place forms, and `__sub__` and the like
+_SUBTRACTIONS = {
+    *("sub", "subtract", "rsub", "isub", "neg", "negative", "lerp", "diff", "addcmul", "addcdiv"),
+    *("std", "std_mean", "var", "var_mean"),
+}
+_SUMS = {  # of products, whose terms nothing here counts
+    *("matmul", "rmatmul", "imatmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "einsum", "tensordot", "bilinear"),
+    *("addmm", "addmv", "addbmm", "baddbmm", "chain_matmul", "linalg_matmul", "linalg_multi_dot", "linalg_vecdot"),
+    *("convolution", "conv_tbc", "cumsum", "stft", "istft"),
+}
+_RESAMPLINGS = {"interpolate", "upsample", "grid_sample"}  # bicubic ones subtract
+_UNBOUNDED = _SUBTRACTIONS | _SUMS | _RESAMPLINGS
+_FOURIER = "fft_"
 ABOUT = {  # what may be asked of a weight without using it
     *(
         getattr(Tensor, name).__get__
@@ -104,10 +118,12 @@ class BlockPass(PositiveLinear):
 
 
 class Uses(TorchFunctionMode):
-    """While active, notes what a pass does with each of `weights`.
+    """While active, notes what a pass does with each of `weights`, and whether its rounding has a bound.
 
     positions: how often each weight's numbers are used, places and calls together. is_plain: whether it is the weight
     of linear layers and convolutions, and nothing else reads it. is_grouped: whether of a grouped one.
+    is_bounded: whether `rounding` is a bound: False once something subtracts, or has a negative number to work on, or
+    adds up products otherwise than as a layer (matrix products, Fourier transforms, resampling).
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
@@ -116,13 +132,15 @@ class Uses(TorchFunctionMode):
         self.positions = [0] * len(weights)
         self.is_plain = [True] * len(weights)
         self.is_grouped = [False] * len(weights)
+        self.is_bounded = True
         self._num_terms = 0
 
     @property
     def rounding(self) -> float:
         """Bound of the relative difference between two orders of additions, in units of the precision's `eps`: as
-        many as terms are added up one after the other, through all layers, forwards, backwards and over positions.
-        Twofold, as each of two scores may differ in both orders; and what happens between layers is as much again."""
+        many as terms are added up one after the other, through all layers and whatever is between them, forwards,
+        backwards and over positions. Twofold, as each of two scores may differ in both orders; and as much again, for
+        windows that overlap and the like."""
         return 4.0 * self._num_terms
 
     def __torch_function__(
@@ -136,14 +154,25 @@ class Uses(TorchFunctionMode):
         if func in ABOUT:
             return output
         others: Any = (args, kwargs)
-        if func in CHANNELS and len(args) > 1 and (index := self._indices.get(id(args[1]))) is not None:
-            others = (args[:1], args[2:], kwargs)
+        is_layer = (func in CHANNELS or func in _TRANSPOSED) and len(args) > 1 and args[1].dim() > 1
+        if is_layer:
             rows, columns, *_ = shape = args[1].shape
-            positions = output.numel() // rows
-            self.positions[index] += positions
-            self.is_grouped[index] |= columns != args[0].shape[CHANNELS[func]]
+            positions = (args[0] if func in _TRANSPOSED else output).numel() // rows
             self._num_terms += shape.numel() // rows + shape.numel() // columns + positions
-        for value in tree_leaves(others):
+            if func in CHANNELS and (index := self._indices.get(id(args[1]))) is not None:
+                others = (args[:1], args[2:], kwargs)
+                self.positions[index] += positions
+                self.is_grouped[index] |= columns != args[0].shape[CHANNELS[func]]
+        values = tree_leaves(others)
+        for value in values:
             if id(value) in self._indices:
                 self.is_plain[self._indices[id(value)]] = False
+        numbers = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+        if numbers:
+            name = getattr(func, "__name__", "").strip("_")
+            is_known = name not in _UNBOUNDED and not name.startswith(_FOURIER) and "alpha" not in (kwargs or {})
+            self.is_bounded &= is_known and not any(bool((value < 0).any()) for value in numbers)
+        if numbers and not is_layer and isinstance(output, Tensor):  # means, sums, pools, copies
+            sizes = sorted((max(value.numel() for value in numbers), output.numel()))
+            self._num_terms += sizes[1] // max(sizes[0], 1)
         return output

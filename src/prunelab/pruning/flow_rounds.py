@@ -1,4 +1,4 @@
-"""Many rounds of SynFlow on one network, with the masks of scoring each round by itself."""
+"""Many rounds of SynFlow on one network, with the masks that scoring each round by itself finds on this machine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ class FlowRounds:
     Measured, network included, with 1e8 weights and only 3 rounds, which drop most of them at once: 14 times the bytes
     of the float32 weights in float64, 11 times in float32.
 
-    In float64 on the CPU, passes go through blocks of the weights (`blocks.py`) once those have become small; what is
-    dropped stays what whole passes drop. Where the scores next to the threshold, above and below, are so close that
-    the order of additions could have decided, the round is scored again by a whole pass, and before blocks are used at
-    all, a whole pass has to give the same gradients. (The bound supposes that no part of the network subtracts and
-    nothing underflows.) Scores agree to about 1e-15 of each then; without blocks they are the same bit for bit.
+    On the CPU, passes go through blocks of the weights (`blocks.py`) once those have become small. In float64 what is
+    dropped stays what whole passes drop, with as many threads; in float32 rounding decides, as it does anyway. Where,
+    in float64, the scores next to the threshold, above and below,
+    are so close that the order of additions could have decided, the round is scored again by a whole pass, whose
+    rounding then decides as it does without blocks: on another machine, or with other threads, it may decide otherwise.
+    Before blocks are used at all, a whole pass has to give the same gradients, and nothing may be seen in the network
+    for which there is no bound (`Uses.is_bounded`; nor may anything underflow, or the largest of equal numbers be taken
+    from another place). Scores agree to about 1e-15 of each then; without blocks they are the same bit for bit.
 
     masks: what the first round starts from. times_weight: whether the score is gradient times weight. of_log: whether
     scores are those of log R, those of R over R. check: is given the number of scores that are 0 of each layer, once.
@@ -60,8 +63,9 @@ class FlowRounds:
         self._num_looked, self.num_again = masks.num_kept, 0
         uses = self._flow.uses
         self._margin = uses.rounding * torch.finfo(inputs.dtype).eps
-        is_exact = inputs.dtype == torch.float64 and activations == "identity" and inputs.device.type == "cpu"
-        self._takes_blocks = is_exact and all(uses.is_plain)
+        self._is_certain = inputs.dtype == torch.float64  # the bound of float32 would be a few per cent of a score
+        is_linear = activations == "identity" and inputs.device.type == "cpu"
+        self._takes_blocks = is_linear and uses.is_bounded and all(uses.is_plain)
         self._check: Callable[[dict[str, int]], None] | None = check
         self._scores = RoundScores(self._names, self._scores_of)
 
@@ -144,7 +148,7 @@ class FlowRounds:
     @torch.no_grad()
     def keep(self, num_kept: int) -> None:
         """Keep so many of the highest of the last scores."""
-        margin = 0.0 if self._is_whole else self._margin
+        margin = self._margin if self._is_certain and not self._is_whole else 0.0
         if self._survivors.drop(num_kept, self._flat, margin):
             return
         self.num_again += 1

@@ -90,7 +90,10 @@ class Rounds(Protocol):
 
 @runtime_checkable
 class HoldsRounds(Protocol):
-    """A criterion with a faster or leaner way through many rounds than to score each by itself; same masks."""
+    """A criterion with a faster or leaner way through many rounds than to score each by itself.
+
+    The masks are the same, but where only rounding tells scores at a threshold apart.
+    """
 
     def rounds_of(self, scoring: Scoring) -> Rounds | None:
         """None: there is no other way for these knobs or this network. `scoring.masks`: what the rounds start from."""

@@ -27,7 +27,8 @@ Found = tuple[int, np.ndarray, np.ndarray]  # of a part of a layer: its start, p
 
 class StreamedRounds:
     """The state of SynFlow's rounds: a bool tensor of what is kept, a bit per weight of what was kept before, and in a
-    pass what a part of a layer needs. Selects as `keep_highest` does. On the CPU only.
+    pass what a part of a layer needs. Selects as `keep_highest` does. On the CPU only. Of layers that are not made at
+    once sums come in another order: scores agree with whole passes but for rounding, which nothing guards against.
 
     Arguments as those of `FlowRounds`.
     """

@@ -27,8 +27,8 @@ from prunelab.pruning.scoring import evaluation_mode, exact_pass
 from prunelab.pruning.surrogate import PositiveLinear, output_under, surrogate_tensors
 
 BLOCK = 1 << 19  # weights that are made and looked at together: they and their gradients stay in the cache
-# A BLAS takes several rows at once and what is left in another way: in multiples of this number all sums were made in
-# the order of the whole layer's, to the last bit, wherever that was tried
+# A BLAS takes several rows at once and what is left in another way: in multiples of this number sums over a row came
+# out as the whole layer's, to the last bit, where that was tried. Sums over rows are made block by block
 _ROWS = 48
 INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32}  # the bits of a number
 # (layer, first position, scores, whether kept) of a part of a layer; scores are 0 where nothing is kept, and the

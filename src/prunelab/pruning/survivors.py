@@ -79,16 +79,18 @@ class SurvivorLists:
         """Drop all but the `num_kept` highest of the last scores, and set their `weights` (flat) to 0.
 
         margin: if positive, False comes back and nothing is dropped where a score that would stay exceeds one that
-        would go by so small a share of it, or not at all; 0 is sure to be 0.
+        would go by so small a share of it, or not at all. 0 is sure to be 0 where no score is so small that it has lost
+        digits: where some are, and zeros go, False comes back, too.
         """
         num_dropped = self.num_kept - num_kept
         if num_dropped == 0:
             return True
         scores = self._scores.numpy()
         threshold = kth_smallest(scores, num_dropped)
-        if margin and threshold > 0:
+        if margin:
             near = max(threshold * (1 + margin), float(torch.finfo(self._scores.dtype).tiny))
-            if np.count_nonzero(scores <= near) != num_dropped:
+            num_sure = num_dropped if threshold > 0 else np.count_nonzero(scores == 0)
+            if np.count_nonzero(scores <= near) != num_sure:
                 return False
         dropped = np.flatnonzero(scores <= threshold)
         num_ties_kept = len(dropped) - num_dropped

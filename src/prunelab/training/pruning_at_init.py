@@ -259,6 +259,7 @@ class PruningAtInit(Callback):
             self.frozen = self.ticket.set_weights(whole, self.masks, torch.Generator().manual_seed(seed))
             if whole is not net:
                 self.masks.apply_to(net, self.frozen)
+        self.ticket = Ticket()  # whose weights would stay in memory while the level trains
         self.seconds_scoring = time.monotonic() - started
         if trainer.is_global_zero:
             print(self.preflight, flush=True)

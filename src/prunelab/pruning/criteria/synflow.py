@@ -34,14 +34,18 @@ class SynFlow:
     objective: "sum" is R; "l2" takes squares in place of absolute values (path norm); "log" is log R (same ranking).
     activations: "own" keeps the network's activations on the positive signal (conservation then fails for tanh, ...).
     gradient_only: dR/d|w| without the factor |w|. normalise: scores as shares of their layer.
-    precision: in float64 masks were equal in whatever order sums were made, wherever that was tried; float32 is faster,
-    but the rounds amplify its rounding (1-20 % of the kept weights can differ): not reproducible across devices.
-    path: how many rounds are gone through, with the same masks in float64. "fast" holds what does not change between
-    rounds and looks at kept weights only; in float64 on the CPU it then leaves rows and columns without kept weights
-    out of the passes, and where that could change a mask goes back to whole ones (`flow_rounds.py`). "lean" holds
-    nothing but masks and one layer's gradients (`streamed.py`: a third of the memory, twice the passes; CPU only);
-    "plain" scores each round by itself, as do `normalise`, allocations, layerwise scopes and layer floors. "auto":
-    fast, above 50 million weights lean.
+    precision: in float64 masks do not depend on the order of sums (threads, BLAS, device), unless scores at a round's
+    threshold differ by no more than rounding, as those along a path without branches do at extreme compression: there
+    the order decides. float32 is faster, but the rounds amplify its rounding (1-20 % of the kept weights can differ).
+    path: how many rounds are gone through. "plain" scores each by itself, as do `normalise`, allocations, layerwise
+    scopes and layer floors. "fast", with the masks of "plain", holds what does not change between rounds and looks at
+    kept weights only; on the CPU it then leaves rows and columns without kept weights out of the passes, and where that
+    could change a mask of float64 goes back to whole ones (`flow_rounds.py`). "lean" holds nothing but masks and one
+    layer's gradients (`streamed.py`; CPU only), in twice the passes, with the same masks but for scores that only
+    rounding tells apart: `prune` alone, 100 rounds in float64, network included, took 1.7 times the bytes of 1e8
+    float32 weights and 2.7 times those of 1e7, "fast" 14.8 times (benchmarks/large.py). Scores and masks that are read
+    in `on_round`, as a run's summaries do, come on top, and a run's report on its masks takes more than the lean
+    rounds. "auto": fast, above 50 million weights lean.
 
     Should R leave the range of floating point (deep networks), the signal is rescaled by powers of two at modules that
     every path crosses, which changes no bit of the ranking; scores that still overflow raise.
@@ -132,7 +136,7 @@ class SynFlow:
             except NotHeldError as error:
                 if self.path != "auto":
                     raise
-                warnings.warn(f"SynFlow takes a slower path, with the same masks: {error}", stacklevel=2)
+                warnings.warn(f"SynFlow takes another path: {error}", stacklevel=2)
         return None
 
     def _inputs(self, scoring: Scoring, dtype: torch.dtype) -> Tensor:
