@@ -28,6 +28,8 @@ def test_grid(name, exponents, num_cells):
     assert sorted({cell.values["compression_exponent"] for cell in sweep.cells}) == exponents
     assert {cell.values["criterion"] for cell in sweep.cells} == CRITERIA
     assert {cell.values["seed_everything"] for cell in sweep.cells} == {0, 1, 2}
+    told = {cell.words[cell.words.index("--pruning.on_collapse") + 1] for cell in sweep.cells}
+    assert told == {"train"}, "a network without any path is a point of the curve too, at chance"
 
 
 def test_settings_of_figure_6():
@@ -51,4 +53,5 @@ def test_settings_of_figure_6():
         assert (shape.num_classes, shape.image_size) == (num_classes, 64 if tiny else 32)
         assert (config.data.init_args.batch_size, config.data.init_args.val_size) == (128, 0)
         assert config.pruning.criterion.init_args.batch_norm == "running"
+        assert config.pruning.on_collapse == "train"
     assert found == {(net, data) for net in CIFAR for data in ("cifar10", "cifar100", "tiny_imagenet")}

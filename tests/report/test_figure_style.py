@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from matplotlib import pyplot, rcParams
+from matplotlib.figure import Figure
 
-from prunelab.report.figure_style import looks, save_figure
+from prunelab.report.figure_style import WIDTH, add_legend, handle, looks, save_figure
 from prunelab.report.figures import accuracy_figure
 from prunelab.report.groups import groups
 from prunelab.report.tidy import Results
@@ -27,3 +28,11 @@ def test_pictures_are_saved_whole_and_nothing_global_holds_on_to_them(make_cell,
     assert (tmp_path / "accuracy.pdf").read_bytes().startswith(b"%PDF")
     assert figure.legends[0].get_title().get_text() == "a_title & more"
     assert (pyplot.get_fignums(), dict(rcParams)) == (figures, settings)
+
+
+def test_a_long_title_is_broken_and_not_cut_off():
+    figure = Figure(figsize=(WIDTH, 3), layout="constrained")
+    add_legend(figure, "What all of these many runs together are meant to show. " * 4, [handle("snip", "black")])
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_title().get_window_extent()
+    assert figure.bbox.x0 < box.x0 < box.x1 < figure.bbox.x1

@@ -92,9 +92,33 @@ def test_a_compression_without_a_result_is_a_cross_where_its_density_is_known(re
     assert crosses(effective, SYNFLOW) == []
 
 
+def test_a_compression_where_some_runs_have_no_result_is_a_point_and_a_cross(make_cell):
+    cells = [make_cell("snip", 0.1, seed, 0.5) for seed in range(3)]
+    cells[1:] = [FinishedCell(cell.run_dir, cell.values, []) for cell in cells[1:]]
+    dense = make_cell("random", 1.0, 0, 0.75)
+    cells += [make_cell("random", 0.1, 0, 0.5), FinishedCell(dense.run_dir, dense.values, [])]
+    figure = accuracy_figure(groups(Results.of(cells, AXES)))
+    over, effective = figure.axes
+    assert markers(over, SNIP) == [(10, 50)]
+    assert crosses(over, SNIP) == [pytest.approx(10)]
+    assert crosses(over, "#7f7f7f") == []
+    assert crosses(over, "#000000") == [1], "the dense network, which is no criterion's"
+    assert crosses(effective, SNIP) == crosses(effective, "#000000") == []
+    assert legend(figure) == ["snip", "random", "some or all runs without a result"]
+    (cross,) = [line for line in over.lines if line.get_marker() == "x" and to_hex(line.get_color()) == SNIP]
+    assert over.transLimits.transform((0, 50))[1] > cross.get_ydata()[0] + 0.05, "nothing else is down there"
+
+
+def test_dense_networks_are_no_part_of_the_line_of_a_criterion(make_cell):
+    cells = [make_cell("random", density, 0, density) for density in (1.0, 0.5, 0.25)]
+    axes = accuracy_figure(groups(Results.of(cells, AXES))).axes[0]
+    assert lines(axes, "#7f7f7f") == [([2, 4], [50, 25])]
+    assert lines(axes, "#000000", "--")[0][1] == [100, 100]
+
+
 def test_the_legend_says_what_there_is_to_see(results, make_cell):
     found = groups(results)
-    collapsed, absent = "collapsed: dead layer or no path", "no result: refused, or not finished"
+    collapsed, absent = "collapsed: dead layer or no path", "some or all runs without a result"
     marks = ["lowest to highest seed", "dense", collapsed, absent]
     assert legend(accuracy_figure(found)) == ["snip", "synflow", *marks]
     assert legend(accuracy_figure(found, chance=0.1)) == ["snip", "synflow", *marks[:2], "chance", *marks[2:]]

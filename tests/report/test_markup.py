@@ -38,16 +38,19 @@ def test_latex():
     assert latex(LINES, "5 & 6", "Below: 5 % of a_b.") == "\n".join(
         [
             r"\begingroup\footnotesize\setlength{\tabcolsep}{4pt}",
-            r"\noindent\textbf{5 \& 6}\par\smallskip",
-            r"\noindent\begin{tabular}{lrr}",
+            r"\setlength{\LTpre}{\smallskipamount}\setlength{\LTpost}{\smallskipamount}",
+            r"\noindent\textbf{5 \& 6}\par\nopagebreak",
+            r"\begin{longtable}[l]{lrr}",
             r"\toprule",
             r"criterion & n & \shortstack{test\\accuracy (\%)} \\",
             r"\midrule",
+            r"\endhead",
             r"grasp, a\_b\textbar{}c & 2 of 3 & \textbf{88.00 $\pm$ 2.00} \\",
             r"snip \& co & 3 & \underline{87.5} \\",
             r"x\% & 0 of 3 & missing \\",
             r"\bottomrule",
-            r"\end{tabular}\par\smallskip",
+            r"\end{longtable}",
+            r"\addtocounter{table}{-1}",
             r"\noindent Below: 5 \% of a\_b.\par\smallskip",
             r"\endgroup",
         ]

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prunelab.report import tidy
+from prunelab.report.groups import groups
 from prunelab.report.results import FinishedCell, Results, write_results
 
 AXES = ("pruning.criterion", "pruning.density", "seed_everything")
@@ -59,21 +61,23 @@ def test_latex_is_of_one_piece(tmp_path, cells):
     write_results(tmp_path, "Digits", cells, AXES, plots=False)
     latex = (tmp_path / "results.tex").read_text()
     begun, ended = (re.findall(rf"\\{word}\{{(\w+)\}}", latex) for word in ("begin", "end"))
-    assert begun == ended == ["tabular"] * 3
+    assert begun == ended == ["longtable"] * 3
     assert latex.count(r"\begingroup") == latex.count(r"\endgroup") == 3
     assert len(re.findall(r"(?<!\\)\{", latex)) == len(re.findall(r"(?<!\\)\}", latex))
     body = latex.split("\n", 1)[1]
     assert not re.search(r"(?<!\\)[%#_~^]", body)
     assert body.isascii()
-    for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end", latex, re.DOTALL):
+    for table in re.findall(r"\\begin\{longtable\}\[l\]\{(\w+)\}(.*?)\\end\{", latex, re.DOTALL):
         columns = len(table[0])
         assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in table[1].splitlines() if line.endswith(r"\\")} == {
             columns
         }
     of_booktabs = {"toprule", "midrule", "bottomrule"}
+    of_longtable = {"endhead", "LTpre", "LTpost"}
     of_latex = {"begin", "end", "begingroup", "endgroup", "footnotesize", "setlength", "tabcolsep", "noindent", "par"}
-    of_latex |= {"smallskip", "shortstack", "textbf", "underline", "pm", "textsuperscript"}
-    assert set(re.findall(r"(?<!\\)\\([a-z]+)", body)) <= of_booktabs | of_latex
+    of_latex |= {"smallskip", "smallskipamount", "shortstack", "textbf", "underline", "pm", "textsuperscript"}
+    of_latex |= {"nopagebreak", "addtocounter"}
+    assert set(re.findall(r"(?<!\\)\\([A-Za-z]+)", body)) <= of_booktabs | of_longtable | of_latex
 
 
 def test_the_sweep_that_ships_is_what_its_records_say(tmp_path, cells):
@@ -85,11 +89,25 @@ def test_the_sweep_that_ships_is_what_its_records_say(tmp_path, cells):
 
 
 def test_without_plots_the_pictures_of_before_stay(tmp_path, cells):
-    (tmp_path / "accuracy.png").write_text("of before")
+    for name in ("accuracy.png", "of_somebody.png"):
+        (tmp_path / name).write_text("of before")
     write_results(tmp_path, "Digits", cells, AXES, plots=False)
     assert (tmp_path / "accuracy.png").read_text() == "of before"
-    assert "![accuracy](accuracy.png)" in (tmp_path / "results.md").read_text()
+    assert linked(tmp_path) == ["accuracy.png"]
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_pictures_of_what_is_no_more_go_and_others_stay(tmp_path, cells):
+    before = ("layer_densities-vgg.png", "layer_densities-vgg.pdf", "layer_densities_of_somebody.png", "accuracies.pdf")
+    for name in before:
+        (tmp_path / name).write_text("of before")
+    write_results(tmp_path, "Digits", cells, AXES)
+    assert [name for name in before if (tmp_path / name).exists()] == [*before[2:]]
+    assert linked(tmp_path) == ["accuracy.png", "layer_densities.png"]
+
+
+def linked(folder: Path) -> list[str]:
+    return re.findall(r"!\[\w+\]\(([^)]+)\)", (folder / "results.md").read_text())
 
 
 def test_that_there_is_no_parquet_is_said(tmp_path, cells, monkeypatch):
@@ -108,6 +126,20 @@ def test_a_sweep_that_has_just_begun(tmp_path, cells):
 def test_a_level_that_is_missing_is_said(tmp_path, make_cell):
     cell = make_cell("magnitude", 1.0, 0, 0.5, num_levels=2)
     assert "missing: 1 of 1 runs, not finished" in write_results(tmp_path, "IMP", [cell], AXES, plots=False)
+
+
+def test_why_a_later_level_is_missing_is_in_the_csv(tmp_path, make_cell):
+    cell = make_cell("magnitude", 1.0, 0, 0.5, num_levels=2)
+    cell = replace(cell, missing="failed: no path leads")
+    write_results(tmp_path, "IMP", [cell], AXES, plots=False)
+    rows = Results.read(tmp_path).rows
+    assert [(row["run_dir"], row["level"], row["missing"]) for row in rows] == [
+        (cell.run_dir, 0, None),
+        (cell.run_dir, None, "failed: no path leads"),
+    ]
+    assert rows[1]["test_accuracy"] is None
+    (group,) = groups(Results.read(tmp_path))
+    assert (group.level, group.of, len(group.rows)) == (0, 1, 1)
 
 
 def test_pictures_of_several_settings_have_their_names(tmp_path, make_cell):

@@ -178,6 +178,19 @@ def test_where_layers_collapse(make_cell):
     ]
 
 
+def test_no_criterion_is_alive_beyond_a_run_that_was_refused(make_cell):
+    cells = [make_cell("snip", density, seed, 0.5) for density in (0.5, 0.1, 0.01) for seed in range(3)]
+    refused = cells[5]  # of density .1, the last seed
+    cells[5] = FinishedCell(refused.run_dir, refused.values, [], "failed: no path leads")
+    never = make_cell("grasp", 0.5, 0, 0.5)
+    cells += [FinishedCell(never.run_dir, never.values, []), make_cell("grasp", 0.1, 0, 0.5)]
+    cells += [make_cell("grasp", 0.01, 0, 0.5, collapsed_layers=["a.weight"])]
+    assert texts(collapse_lines(found(cells)))[1:] == [
+        ["snip", "2", "-", "-", "10"],
+        ["grasp", "-", "100", "a", "2"],
+    ]
+
+
 def test_expected_values_stand_beside_the_measured_ones(runs):
     groups_found = found(runs(0.1, snip=BEST, grasp=(0.5,)) + runs(0.01, snip=(0.25,)))
     expected = [

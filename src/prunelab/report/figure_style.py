@@ -6,6 +6,7 @@ Okabe and Ito, and Paul Tol).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ STYLE: dict[Any, Any] = {
 }
 LEGEND_COLUMNS = 5
 MOST_TICKS = 12
+MOST_LETTERS = 100  # of a title, in a line as wide as a page
 
 _KNOWN = {
     "synflow": ("#0072b2", "o"),
@@ -80,8 +82,8 @@ def add_legend(figure: Figure, title: str, handles: Sequence[Artist]) -> None:
     columns = -(-len(handles) // rows)
     legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
     if title:
-        legend.set_title(title)
-        legend.get_title().set_fontsize(9)
+        legend.set_title(textwrap.fill(title, MOST_LETTERS))
+        legend.get_title().set(fontsize=9, multialignment="center")
 
 
 def plain_ticks(axis: Axis) -> None:

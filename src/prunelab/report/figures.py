@@ -36,7 +36,8 @@ def accuracy_figure(
 
     One line for each method: the mean of the seeds, around it a band from the lowest to the highest; hollow where one
     of the networks has collapsed (`Group.collapsed`), at the right edge where none has a path left. The dense networks
-    are a horizontal line. A cross at the bottom: no run of this compression has a result. chance: fraction, dotted.
+    are a horizontal line. A cross at the bottom: some or all runs of this compression have no result, and no part in
+    the mean. chance: fraction, dotted.
     """
     settings = list(dict.fromkeys(group.setting for group in found))
     styles = looks(group.method for group in found if not group.is_dense)
@@ -57,7 +58,7 @@ def accuracy_figure(
             plain_ticks(axes.xaxis)
         left.set_ylabel("accuracy (%)")
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 0 else ""))
-        if any(not group.rows for group in of_setting):
+        if any(group.lacks_runs for group in of_setting):
             lowest, highest = left.get_ylim()
             left.set_ylim(highest - (highest - lowest) / (1 - CROSSES))
         right.tick_params(labelleft=False)
@@ -113,8 +114,10 @@ def _draw_curves(axes: Axes, found: Sequence[Group], abscissa: str, measure: str
     ]:
         axes.axhline(float(np.mean(dense)), color="black", linestyle="--", linewidth=1)
         axes.axhspan(min(dense), max(dense), color="black", alpha=0.1, linewidth=0)
+    if abscissa == "compression":
+        _cross_out(axes, [group for group in found if group.is_baseline], "black", 0.5)
     for index, (method, style) in enumerate(styles.items()):
-        curve = [group for group in found if group.method == method]
+        curve = [group for group in found if group.method == method and not group.is_baseline]
         points = sorted(_points(curve, abscissa, measure), key=lambda point: point[0])
         if finite := [point for point in points if point[0] < np.inf]:
             x, mean, lowest, highest, collapsed = (np.array(column) for column in zip(*finite, strict=True))
@@ -129,9 +132,14 @@ def _draw_curves(axes: Axes, found: Sequence[Group], abscissa: str, measure: str
             )
             axes.set_xlabel(f"{ABSCISSAS[abscissa]} (right edge: no path left)")
         if abscissa == "compression":
-            without = [group.compression for group in curve if not group.rows and group.compression]
-            heights, share = [CROSSES * (index + 0.5) / len(styles)] * len(without), axes.get_xaxis_transform()
-            axes.plot(without, heights, "x", color=style.colour, markersize=5, transform=share)
+            _cross_out(axes, curve, style.colour, (index + 0.5) / len(styles))
+
+
+def _cross_out(axes: Axes, found: Sequence[Group], colour: str, lane: float) -> None:
+    """lane: 0 to 1, so that the crosses of two methods do not hide each other."""
+    without = [group.compression for group in found if group.lacks_runs and group.compression]
+    heights, share = [CROSSES * lane] * len(without), axes.get_xaxis_transform()
+    axes.plot(without, heights, "x", color=colour, markersize=5, transform=share)
 
 
 def _mark(axes: Axes, x: Any, y: Any, look: Look, fill: str, **options: Any) -> None:
@@ -193,6 +201,6 @@ def _accuracy_handles(found: Sequence[Group], styles: dict[str, Look], chance: f
         handles.append(handle("chance", "black", line=":"))
     if any(group.collapsed for group in found):
         handles.append(handle("collapsed: dead layer or no path", "black", "o", fill="white"))
-    if any(not group.rows and group.density for group in found):
-        handles.append(handle("no result: refused, or not finished", "black", "x"))
+    if any(group.lacks_runs and group.density for group in found):
+        handles.append(handle("some or all runs without a result", "black", "x"))
     return handles

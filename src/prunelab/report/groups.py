@@ -72,6 +72,16 @@ class Group:
         return self.density == 1
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether these are dense networks of their own, and not the first level of tickets: no method's, but all's."""
+        return self.is_dense and all(row.get("num_levels") in (None, 1) for row in self.rows)
+
+    @property
+    def lacks_runs(self) -> bool:
+        """Whether some or all of the runs have no result: refused, failed, or not finished."""
+        return len(self.rows) < self.of
+
+    @property
     def collapsed(self) -> bool:
         """Whether a layer of one of the networks keeps nothing, or no path through one is left."""
         return any(row["dead_layers"] or row["effective_density"] == 0 for row in self.rows)

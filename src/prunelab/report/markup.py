@@ -45,18 +45,21 @@ def markdown(lines: Lines) -> str:
 
 
 def latex(lines: Lines, heading: str = "", below: str = "") -> str:
-    """A tabular with the rules of booktabs, in small letters so that it fits a page; numbers to the right."""
+    """A longtable, which goes on over pages, with the rules of booktabs; in small letters, so that it is not too wide;
+    numbers to the right."""
     sides = [
         "r" if all(_NUMBER.fullmatch(text) for text, _ in column[1:]) else "l" for column in zip(*lines, strict=True)
     ]
     body = [" & ".join(LATEX[mark].format(latex_text(text)) for text, mark in line) + r" \\" for line in lines[1:]]
     parts = [
         r"\begingroup\footnotesize\setlength{\tabcolsep}{4pt}",
-        *([rf"\noindent\textbf{{{latex_text(heading)}}}\par\smallskip"] if heading else []),
-        rf"\noindent\begin{{tabular}}{{{''.join(sides)}}}",
+        r"\setlength{\LTpre}{\smallskipamount}\setlength{\LTpost}{\smallskipamount}",
+        *([rf"\noindent\textbf{{{latex_text(heading)}}}\par\nopagebreak"] if heading else []),
+        rf"\begin{{longtable}}[l]{{{''.join(sides)}}}",
         r"\toprule",
         " & ".join(_stacked(text) for text, _ in lines[0]) + r" \\",
-        *(r"\midrule", *body, r"\bottomrule", r"\end{tabular}\par\smallskip"),
+        *(r"\midrule", r"\endhead", *body, r"\bottomrule", r"\end{longtable}"),
+        r"\addtocounter{table}{-1}",  # it counts, though it has no caption
         *([rf"\noindent {latex_text(below)}\par\smallskip"] if below else []),
         r"\endgroup",
     ]

@@ -32,7 +32,8 @@ __all__ = ["FinishedCell", "Results", "write_results"]
 
 WIDTH = 100  # of a terminal
 MOST_REASONS = 5
-LATEX_NEEDS = "% \\usepackage{booktabs}, then \\input{results}"
+LATEX_NEEDS = "% \\usepackage{booktabs,longtable}, then \\input{results}; a longtable needs pages of one column"
+ACCURACY, LAYERS = "accuracy", "layer_densities"  # pictures; of several settings LAYERS-setting
 PARQUET_NEEDS = "results.parquet is not written, as pyarrow is not installed: pip install 'prunelab[sweep]'"
 
 
@@ -53,7 +54,7 @@ def write_results(
 
     cells: all that belong together, those without records too (`FinishedCell.missing`): what is not given cannot be
     told as missing. axes: what they differ in. expected: see `expectations`. plots: whether to draw, which takes
-    seconds; without, pictures of before stay.
+    seconds, and to remove pictures of settings that are no more; without, those of before stay.
     Raises: what `groups` and `expectations` raise; nothing is written then.
     """
     results = Results.of(cells, axes)
@@ -66,7 +67,7 @@ def write_results(
     if plots:
         _draw(folder, title, results, found)
     missing = _missing(cells)
-    pictures = [f"![{path.stem}]({path.name})" for path in sorted(folder.glob("*.png"))]
+    pictures = [f"![{path.stem}]({path.name})" for path in _pictures(folder) if path.suffix == ".png"]
     write_text(folder / "results.md", "\n\n".join([f"# {title}", *_markdown(sections), *missing, *pictures]) + "\n")
     write_text(folder / "results.tex", "\n\n".join([LATEX_NEEDS, *_latex(sections), *map(latex_text, missing)]) + "\n")
     said = [*missing, *([] if parquet else [PARQUET_NEEDS]), f"tables and pictures in {folder}"]
@@ -83,21 +84,30 @@ class _Section:
 def _draw(folder: Path, title: str, results: Results, found: Sequence[Group]) -> None:
     pictures = {}
     if any(group.rows for group in found):
-        pictures["accuracy"] = accuracy_figure(found, title=title)
+        pictures[ACCURACY] = accuracy_figure(found, title=title)
     for setting in dict.fromkeys(group.setting for group in found if group.rows and not group.is_dense):
-        name = "-".join(["layer_densities", *re.findall(r"[\w.]+", setting)])
+        name = "-".join([LAYERS, *re.findall(r"[\w.]+", setting)])
         of_setting = [group for group in found if group.setting == setting]
         pictures[name] = layer_profiles_figure(of_setting, results.layers, title=setting or title)
     for name, figure in pictures.items():
         save_figure(figure, folder / name)
+    for path in _pictures(folder):
+        if path.stem not in pictures:
+            path.unlink()
     write_board(folder / "tensorboard", found, pictures)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Those that `_draw` has written, now or before; others may lie beside them."""
+    found = sorted(path for suffix in (".png", ".pdf") for path in folder.glob(f"*{suffix}"))
+    return [path for path in found if path.stem in (ACCURACY, LAYERS) or path.stem.startswith(f"{LAYERS}-")]
 
 
 def _sections(found: Sequence[Group], expected: Sequence[Mapping[str, Any]]) -> list[_Section]:
     sections = [_Section("", results_lines(found), f"{COLUMNS_SAY} {MARKS_SAY}")]
     if curves := curves_lines(found):
         sections.append(_Section("Test accuracy (%) of the last epoch, over compression", curves))
-    if any(group.collapsed or len(group.rows) < group.of for group in found):
+    if any(group.collapsed or group.lacks_runs for group in found):
         sections.append(_Section("Collapse", collapse_lines(found), COLLAPSE_SAYS))
     if compared := expectations(found, expected):
         sections.append(_Section("Expected", expected_lines(compared)))
@@ -106,14 +116,10 @@ def _sections(found: Sequence[Group], expected: Sequence[Mapping[str, Any]]) -> 
 
 def _missing(cells: Sequence[FinishedCell]) -> list[str]:
     """How many runs are, and the most common reasons; the file results.csv has all."""
-    reasons = Counter(cell.missing for cell in cells if not _is_finished(cell.records)).most_common()
+    reasons = Counter(cell.missing for cell in cells if not cell.is_finished).most_common()
     lines = [f"missing: {count} of {len(cells)} runs, {reason}" for reason, count in reasons[:MOST_REASONS]]
     more = sum(count for _, count in reasons[MOST_REASONS:])
     return [*lines, *([f"missing: {more} of {len(cells)} runs, for other reasons (results.csv)"] if more else [])]
-
-
-def _is_finished(records: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(records) and records[-1].get("level", 0) + 1 >= records[-1].get("num_levels", 1)
 
 
 def _plain(sections: Sequence[_Section]) -> list[str]:

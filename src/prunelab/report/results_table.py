@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from math import inf
 from typing import Any
 
 from prunelab.report.groups import Group
@@ -24,9 +26,9 @@ MARKS_SAY = (
 )
 
 COLLAPSE_SAYS = (
-    "Compression ratios: up to the first every layer of every network keeps something, at the second a layer of one of "
-    "them keeps nothing, or no path leads through it. Without any path a run is refused, and missing, unless "
-    "pruning.on_collapse is train."
+    "Compression ratios: up to the first no run is missing, and every layer of every network keeps something; at the "
+    "second a layer of one of them keeps nothing, or no path leads through it. Without any path a run is refused, and "
+    "missing, unless pruning.on_collapse is train."
 )
 
 
@@ -139,11 +141,12 @@ def collapse_lines(found: Sequence[Group]) -> Lines:
             curves.setdefault((group.setting, group.method), []).append(group)
     lines = []
     for names, curve in curves.items():
-        measured = sorted((group for group in curve if group.rows), key=lambda group: group.compression or 0)
-        dead = next((place for place, group in enumerate(measured) if group.collapsed), len(measured))
-        alive, first = measured[:dead], measured[dead : dead + 1]
+        curve.sort(key=lambda group: group.compression or inf)
+        # what is missing may have been refused, as collapsed: nothing behind it is known to be alive
+        alive = list(takewhile(lambda group: not (group.collapsed or group.lacks_runs), curve))
+        first = [group for group in curve if group.collapsed][:1]
         layers = dict.fromkeys(layer_name(name) for group in first for row in group.rows for name in _collapsed(row))
-        missing = sorted(group.compression for group in curve if len(group.rows) < group.of and group.compression)
+        missing = [group.compression for group in curve if group.lacks_runs and group.compression]
         cells = [
             ", ".join(filter(None, names)),
             _text(alive[-1].compression if alive else None, ".4g"),
@@ -208,7 +211,7 @@ def _percent(group: Group, measure: str) -> str:
 
 def _seeds(group: Group, measure: str) -> str:
     """With how many there are, if some are missing."""
-    return _percent(group, measure) + (f" ({_n(group)})" if 0 < len(group.rows) < group.of else "")
+    return _percent(group, measure) + (f" ({_n(group)})" if group.rows and group.lacks_runs else "")
 
 
 def _spread_text(spread: Spread | None) -> str:
@@ -218,7 +221,7 @@ def _spread_text(spread: Spread | None) -> str:
 
 
 def _n(group: Group) -> str:
-    return f"{len(group.rows)} of {group.of}" if len(group.rows) < group.of else str(group.of)
+    return f"{len(group.rows)} of {group.of}" if group.lacks_runs else str(group.of)
 
 
 def _mean(spread: Spread | None) -> str:

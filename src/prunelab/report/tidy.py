@@ -22,8 +22,8 @@ RESULTS, LAYERS = "results.csv", "layers.csv"
 class FinishedCell:
     """A run among many.
 
-    values: axis -> value, that of SEED among them. records: of its finished levels, in their order; none if the run is
-    not finished or has failed: give such cells too, with the reason in `missing`, or nobody sees that they are absent.
+    values: axis -> value, that of SEED among them. records: of its finished levels, in their order. missing: why the
+    others are. Give the runs that have none too, or nobody sees that they are absent.
     """
 
     run_dir: str
@@ -31,12 +31,18 @@ class FinishedCell:
     records: list[dict[str, Any]]
     missing: str = "not finished"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all levels are."""
+        return bool(self.records) and self.records[-1].get("level", 0) + 1 >= self.records[-1].get("num_levels", 1)
+
 
 @dataclass(frozen=True)
 class Results:
-    """axes: what the runs differ in. rows: the columns `axes`, run_dir, missing (why, of a run without records), and
-    every scalar of the record; its mappings are columns `versions.torch`, its lists texts, dead_layers is the number of
-    collapsed ones. layers: `axes`, run_dir, level, layer, density of the layer. What does not apply is None."""
+    """axes: what the runs differ in. rows: the columns `axes`, run_dir, missing, and every scalar of the record; its
+    mappings are columns `versions.torch`, its lists texts, dead_layers is the number of collapsed ones. missing: why
+    levels of a run are, in one row more that has no record. layers: `axes`, run_dir, level, layer, density of the
+    layer. What does not apply is None."""
 
     axes: tuple[str, ...]
     rows: list[Row] = field(repr=False)
@@ -50,8 +56,6 @@ class Results:
         layers: list[Row] = []
         for cell in cells:
             values = {axis: axis_value(cell.values.get(axis)) for axis in axes} | {"run_dir": cell.run_dir}
-            if not cell.records:
-                rows.append(values | {"missing": cell.missing})
             for place, record in enumerate(cell.records):
                 level = record.get("level", place)
                 own = {"missing": None, "level": level, "dead_layers": len(record["collapsed_layers"])}
@@ -61,6 +65,8 @@ class Results:
                 rows.append(named | scalars)
                 densities = record["layer_densities"].items()
                 layers += [values | {"level": level, "layer": name, "density": density} for name, density in densities]
+            if not cell.is_finished:
+                rows.append(values | {"missing": cell.missing})
         columns = dict.fromkeys(column for row in rows for column in row)
         return cls(axes, [dict.fromkeys(columns) | row for row in rows], layers)
 
