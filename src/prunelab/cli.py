@@ -29,6 +29,7 @@ from prunelab.experiment.controls import Control
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.grid import Cell, run_grid
 from prunelab.experiment.levels import Tickets
+from prunelab.experiment.lock import HeldError
 from prunelab.experiment.run import Instantiate, run
 from prunelab.launcher import let_the_first_speak
 from prunelab.messages import explain, keys_of
@@ -46,14 +47,17 @@ BATCHES_OR_SHARE = (
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], held: int = 2) -> int:
     """Do what the command line `argv` (without the program's name) asks for; returns the exit code."""
     command = read_or_answer(argv)
-    return run_command(command) if isinstance(command, Command) else command
+    return run_command(command, held) if isinstance(command, Command) else command
 
 
-def run_command(command: Command) -> int:
-    """Do what `command` asks for; returns the exit code: 2 for the user's errors, 130 when interrupted."""
+def run_command(command: Command, held: int = 2) -> int:
+    """Do what `command` asks for; returns the exit code: 2 for the user's errors, 130 when interrupted.
+
+    held: the exit code while another process works in the run's directory, for those who would wait for it.
+    """
     try:
         if command.action == "help_all":
             print(_long_help())
@@ -71,7 +75,8 @@ def run_command(command: Command) -> int:
     except Exception as error:
         let_the_first_speak()
         if isinstance(error, USER_ERRORS):
-            return _fail(error, str(error))
+            code = _fail(error, str(error))
+            return held if isinstance(error, HeldError) else code
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return _fail(error, f"{error.filename or 'output_dir'}: {error.strerror}")
         if isinstance(error, DistError) or "gloo/transport" in str(error):

@@ -117,6 +117,26 @@ def test_killed_at_random_moments(directory: Path, train: Any, whole: Finished) 
         same_result(run_in(directory / f"killed_{num_runs}"), whole)
 
 
+def test_killed_before_a_level_has_saved_anything(directory: Path, train: Any, whole: Finished) -> None:
+    """What it starts from is in memory only, and inside an epoch, to whose end it has trained by then."""
+    command = train("unsaved")
+    command.read_to("level 1  pruning:")
+    command.send(signal.SIGKILL)
+    command.end()
+    command = train("unsaved", dies_at=6)  # ticket.pt, masks.pt and metrics.csv have come, a checkpoint is next
+    assert command.end() == -signal.SIGKILL, command.text
+    before, level = levels_of(run_in(directory / "unsaved"))
+    assert before.record.exists()
+    assert level.masks.exists()
+    assert len(level.metrics.read_text().splitlines()) == 2
+    assert not any(path.exists() for path in (level.last_checkpoint, level.best_checkpoint, level.record))
+    command = train("unsaved")
+    assert command.end() == 0, command.text
+    assert "level 1: rewound to step 30" in command.text
+    assert "resuming from" not in command.text
+    same_result(run_in(directory / "unsaved"), whole)
+
+
 def test_signals_end_it_with_their_own_exit_codes(directory: Path, train: Any, whole: Finished) -> None:
     """In the middle of an epoch after a checkpoint there, while scoring without; another process is kept out."""
     command = train("signals", slow=0.02)

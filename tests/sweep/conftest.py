@@ -12,8 +12,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from prunelab.sweep.file import read_sweep
+
+from .pretended import Written
+
+if TYPE_CHECKING:
+    from .slow_sweeps import Sweeping
 
 CONFIG = """\
 model:
@@ -159,7 +167,7 @@ def server() -> Iterator[socket.socket]:
         ours.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start(server: socket.socket) -> Iterator[Callable[..., Command]]:
     """start(arguments, directory, **environment) -> the Command; what the tests leave running is killed."""
     commands: list[Command] = []
@@ -172,3 +180,35 @@ def start(server: socket.socket) -> Iterator[Callable[..., Command]]:
     for command in commands:
         command.send(signal.SIGKILL)
         command.end()
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Written:
+    """What the driver has had written as results, which is not written, and no waiting after a death."""
+    found = Written()
+    monkeypatch.setattr("prunelab.sweep.drive.write_results", found)
+    monkeypatch.setattr("prunelab.sweep.drive.SECONDS_BEFORE_AGAIN", 0.0)
+    return found
+
+
+@pytest.fixture(scope="session")
+def sweeping(start: Callable[..., Command], tmp_path_factory: pytest.TempPathFactory) -> Sweeping:
+    """Sweeps of slow runs; the first run of the output_dir "whole" has been made by hand."""
+    from .slow_sweeps import Sweeping, write_sweeps
+
+    directory = tmp_path_factory.mktemp("sweeps")
+    write_sweeps(directory)
+    first, *_ = read_sweep(directory / "three.yaml").cells
+    by_hand = start(["train.py", *first.words, "--output_dir", "whole"], directory, SLOW="0")
+    assert by_hand.end() == 0, by_hand.text
+    return Sweeping(start, directory)
+
+
+@pytest.fixture(scope="session")
+def whole(sweeping: Sweeping) -> Command:
+    """A sweep without Ray that nobody disturbed, in the output_dir of the same name."""
+    by_hand = {path: path.stat().st_mtime_ns for path in (sweeping.directory / "whole").rglob("*.*")}
+    command = sweeping("whole", "three.yaml", "--engine", "local", "--slots", "2", SLOW="0")
+    command.end()
+    assert {path: path.stat().st_mtime_ns for path in by_hand} == by_hand
+    return command

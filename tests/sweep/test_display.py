@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from prunelab.sweep import display
 from prunelab.sweep.display import Display, in_words
 from prunelab.sweep.file import read_sweep
 from prunelab.sweep.plan import plan
-from prunelab.sweep.states import DONE, FAILED, RUNNING, CellState
+from prunelab.sweep.states import DONE, FAILED, QUEUED, RUNNING, CellState
 
 
 @pytest.fixture
@@ -27,9 +30,9 @@ def states(here: Path) -> list[CellState]:
     return found
 
 
-def shown(states: list[CellState], height: int, monkeypatch: pytest.MonkeyPatch) -> str:
+def shown(states: list[CellState], height: int, monkeypatch: pytest.MonkeyPatch, width: int = 100) -> str:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100, height=height, color_system=None)
+    console = Console(file=screen, force_terminal=True, width=width, height=height, color_system=None)
     monkeypatch.setattr(display, "Console", lambda **_: console)
     with Display(states) as table:
         table.show(200.0)
@@ -70,3 +73,60 @@ def test_time_in_words() -> None:
         "5 minutes",
         "2.5 hours",
     ]
+
+
+def test_a_small_screen_has_a_line_for_each_cell_and_first_those_that_run(
+    states: list[CellState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = "pruning.criterion synflow, compression_exponent 0.5, model.optimizer.weight_decay 0.0005, "
+    for state in states:
+        cell = state.planned.cell
+        state.planned = replace(state.planned, cell=replace(cell, title=axes + cell.title))
+    for state in states[9:17]:
+        state.state = RUNNING
+    for state in states[2:4]:
+        state.state, state.reason = FAILED, "RuntimeError: " + "so many words " * 20
+    text = shown(states, 24, monkeypatch, width=80)
+    lines = [re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", line).strip() for line in text.strip().splitlines()]
+    assert [line.split()[0] for line in lines] == ["state", *["running"] * 8, *["failed"] * 2, *["done"] * 7, "7"]
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 24
+    for line, seed in zip(lines[1:], [*range(9, 17), 2, 3, 0, 1, *range(4, 9)], strict=False):
+        assert f"seed_everything {seed} " in line
+    assert all("begins" in line for line in lines[1:9])
+    assert all("RuntimeError: so many" in line and line.endswith("…") for line in lines[9:11])
+    assert lines[-1].startswith("7 done, 2 failed, 8 running, 3 queued; time left: about 3 minutes")
+
+
+def test_before_anything_has_begun(states: list[CellState], monkeypatch: pytest.MonkeyPatch) -> None:
+    for state in states:
+        state.state = QUEUED
+    assert "20 queued; time left" in shown(states, 11, monkeypatch)
+
+
+class Gone(io.StringIO):
+    """A terminal or pipe that is there no more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "pipe"), OSError(errno.EIO, "terminal")])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nobody_is_there_to_read(
+    terminal: bool,
+    error: OSError,
+    states: list[CellState],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console(file=Gone(error), force_terminal=terminal, width=80, height=24)
+    monkeypatch.setattr(display, "Console", lambda **_: console)
+    with Display(states) as table:
+        table.show(200.0)
+        table.tell(states[2])
+        table.say("so")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import signal
-from collections.abc import Callable, Sequence
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,115 +14,14 @@ import pytest
 
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.lock import held
-from prunelab.report.results import FinishedCell
-from prunelab.sweep import drive
+from prunelab.sweep import drive, stopping
 from prunelab.sweep.drive import Driver
 from prunelab.sweep.file import read_sweep
 from prunelab.sweep.fork_server import Order
 from prunelab.sweep.local import End
-from prunelab.sweep.plan import PlannedCell, plan
 
-RECORD = {
-    "max_epochs": 2,
-    "epochs": 2,
-    "out_of_time": False,
-    "test_accuracy": 0.5,
-    "seconds_scoring": 1.0,
-    "seconds_training": 2.0,
-}
-
-
-class Pretended:
-    """A run that ends as it is told to, or when it is told to leave."""
-
-    def __init__(self, end: End | None, at_end: Callable[[], None]) -> None:
-        self.end, self.at_end, self.told = end, at_end, []
-
-    def poll(self) -> End | None:
-        if self.end is not None:
-            self.at_end()
-        return self.end
-
-    def terminate(self) -> None:
-        self.told.append("terminate")
-        self.end = End(143)
-
-    def kill(self) -> None:
-        self.told.append("kill")
-        self.end = End(-9)
-
-
-class Engine:
-    """ends: density, as it is spelled on the command line, -> how its run ends, time after time."""
-
-    name = "pretended"
-
-    def __init__(self, ends: dict[str, list[End | None]], slots: int = 2) -> None:
-        self.ends, self.slots = ends, slots
-        self.cells: list[PlannedCell] = []
-        self.orders: list[Order] = []
-        self.runs: list[Pretended] = []
-        self.most = self.at_once = 0
-
-    def start(self, order: Order) -> Pretended:
-        self.orders.append(order)
-        name = order.arguments[order.arguments.index("--pruning.density") + 1]
-        cell = next(cell for cell in self.cells if str(cell.cell.values["pruning.density"]) == name)
-        end = self.ends.get(name, [End(0)]).pop(0)
-        self.at_once += 1
-        self.most = max(self.most, self.at_once)
-
-        def at_end() -> None:
-            self.at_once -= 1
-            if run.end == End(0):
-                write_record(cell)
-
-        run = Pretended(end, at_end)
-        self.runs.append(run)
-        return run
-
-    def close(self) -> None:
-        self.most = -self.most  # seen to be closed
-
-    @property
-    def densities(self) -> list[str]:
-        return [order.arguments[order.arguments.index("--pruning.density") + 1] for order in self.orders]
-
-
-class Written:
-    def __init__(self) -> None:
-        self.calls: list[tuple[Sequence[FinishedCell], Sequence[str], bool]] = []
-
-    def __call__(
-        self, folder: Path, title: str, cells: Any, axes: Any, expected: Any = (), *, plots: bool = True
-    ) -> str:
-        self.calls.append((cells, axes, plots))
-        return f"the table of {title}"
-
-
-def write_record(cell: PlannedCell) -> None:
-    level = cell.run_dir.level(0)
-    level.path.mkdir(parents=True, exist_ok=True)
-    level.record.write_text(json.dumps(RECORD))
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Written:
-    found = Written()
-    monkeypatch.setattr(drive, "write_results", found)
-    monkeypatch.setattr(drive, "SECONDS_BEFORE_AGAIN", 0.0)
-    return found
-
-
-def run(engine: Engine, grid: str = "{pruning.density: [0.5, 0.2, 0.1]}", set_: str = "{}") -> int:
-    Path("many.yaml").write_text(f"# Its claim\nbase: tiny.yaml\nset: {set_}\ngrid: {grid}\n")
-    sweep = read_sweep(Path("many.yaml"))
-    engine.cells = plan(sweep, "runs")
-    return Driver(sweep, engine.cells, Path("runs/sweeps/many"), 1, "runs").run(lambda most: engine)
-
-
-def states() -> list[tuple[str, str]]:
-    return [(cell["state"], cell["detail"]) for cell in json.loads(Path("runs/sweeps/many/states.json").read_text())]
+from . import pretended
+from .pretended import RECORD, Engine, Pretended, Written, run, states
 
 
 def test_all_cells_run_slot_by_slot_and_once(here: Path, written: Written, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +84,7 @@ def test_what_is_killed_begins_again_three_times(here: Path, written: Written) -
 
 
 def test_a_run_without_a_record_has_failed(here: Path, written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "write_record", lambda cell: None)
+    monkeypatch.setattr(pretended, "write_record", lambda cell: None)
     assert run(Engine({}), "{pruning.density: [0.5]}") == 1
     assert states()[0][1].startswith("it ended without a record, see ")
 
@@ -249,7 +149,7 @@ def test_a_signal_lets_runs_leave_and_begins_no_other(
 
 
 def test_what_does_not_leave_is_killed(here: Path, written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drive, "SECONDS_TO_STOP", 0.2)
+    monkeypatch.setattr(stopping, "SECONDS_TO_STOP", 0.2)
     monkeypatch.setattr(Pretended, "terminate", lambda run: run.told.append("terminate"))
     engine = Engine({"0.5": [None]})
     start = engine.start
@@ -276,3 +176,144 @@ def test_one_sweep_at_a_time_in_a_folder(here: Path, written: Written) -> None:
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def with_signals_at_start(engine: Engine, place: int, *numbers: signal.Signals) -> Engine:
+    """The signals come while the engine starts the run at `place`, counted from 1."""
+    start = engine.start
+
+    def with_signals(order: Order) -> Pretended:
+        started = start(order)
+        for number in numbers if len(engine.orders) == place else ():
+            os.kill(os.getpid(), number)
+        return started
+
+    engine.start = with_signals  # type: ignore[method-assign]
+    return engine
+
+
+def test_what_cannot_be_killed_is_left(here: Path, written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    for constant in ("SECONDS_TO_STOP", "SECONDS_TO_DIE"):
+        monkeypatch.setattr(stopping, constant, 0.1)
+    for way in ("terminate", "kill"):
+        monkeypatch.setattr(Pretended, way, lambda run, way=way: run.told.append(way))
+    engine = with_signals_at_start(Engine({"0.5": [None]}), 1, signal.SIGTERM)
+    assert run(engine, "{pruning.density: [0.5]}") == 143
+    assert list(dict.fromkeys(engine.runs[0].told)) == ["terminate", "kill"]
+    assert engine.most == -1  # closed
+    assert states() == [("queued", "stopped")]
+
+
+def test_a_signal_does_not_wait_for_pictures(here: Path, written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bool] = []
+
+    def draws(*_: Any, plots: bool, **__: Any) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        drawn.append(plots)
+        return ""
+
+    monkeypatch.setattr(drive, "write_results", draws)
+    engine = Engine({"0.2": [None]})
+    assert run(engine) == 143
+    assert (engine.densities, drawn) == (["0.5", "0.2"], [])
+    assert engine.runs[1].told == ["terminate"]
+
+
+def test_a_terminal_that_closes_says_so_twice(here: Path, written: Written) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        engine = with_signals_at_start(Engine({"0.5": [None]}), 1, signal.SIGHUP, signal.SIGHUP)
+        assert run(engine, "{pruning.density: [0.5]}") == 129
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    assert engine.runs[0].told == ["terminate"]
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT])
+def test_runs_go_on_and_are_told_to_leave_though_nobody_reads_what_is_said(
+    number: signal.Signals | None, here: Path, written: Written
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    if (child := os.fork()) == 0:
+        code = 99
+        try:
+            os.dup2(writer, 1)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+            engine = Engine({} if number is None else {"0.5": [None]})
+            code = run(with_signals_at_start(engine, 2, *([] if number is None else [number])))
+            code = code if number is None or engine.runs[0].told == ["terminate"] else 98
+        finally:
+            os._exit(code)
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if number is None else 130)
+    assert [state for state, _ in states()].count("done") == (3 if number is None else 1)
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_run_that_the_system_could_not_start_begins_again_three_times(
+    times: int, here: Path, written: Written
+) -> None:
+    engine, refused = Engine({}), [OSError(errno.ENOMEM, "no memory")] * times
+    start = engine.start
+
+    def refuses(order: Order) -> Pretended:
+        if refused and "0.5" in order.arguments:
+            raise refused.pop()
+        return start(order)
+
+    engine.start = refuses  # type: ignore[method-assign]
+    assert run(engine) == (times == 4)
+    assert sorted(engine.densities) == ["0.1", "0.2", "0.5"][: 3 - (times == 4)]
+    detail = states()[0][1]
+    assert ("it could not be started: [Errno 12] no memory, 4 times" in detail) == (times == 4)
+
+
+def test_a_full_disk_stops_no_run(
+    here: Path, written: Written, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(drive, "write_states", full)
+    monkeypatch.setattr(drive.Display, "show", full)
+    assert run(Engine({})) == 0
+    out = capsys.readouterr().out
+    assert out.count("no states.json: OSError: [Errno 28] No space left") == 1
+    assert out.count("no live table: OSError") == 1
+    assert out.endswith("3 done, in runs/sweeps/many\n")
+
+
+def test_a_run_out_of_time_is_done(here: Path, written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECORD, "out_of_time", True)
+    monkeypatch.setitem(RECORD, "epochs", 1)
+    assert run(Engine({}), "{pruning.density: [0.5]}", "{trainer.max_time: '00:00:00:05'}") == 0
+    assert states() == [("done", "test accuracy 50.0 %")]
+
+
+def test_failures_are_told_though_there_is_no_table(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> str:
+        raise ValueError("no table")
+
+    monkeypatch.setattr(drive, "write_results", fails)
+    with pytest.raises(ValueError, match="no table"):
+        run(Engine({"0.2": [End(2, "no place")]}))
+    out = capsys.readouterr().out
+    assert "1 of 3 cells failed; the same command runs them again:\n  pruning.density 0.2: no place, see " in out
+    assert out.endswith("\n2 done, 1 failed, in runs/sweeps/many\n")
+
+
+def test_a_folder_of_another_file_is_left_alone(here: Path, written: Written) -> None:
+    assert run(Engine({})) == 0
+    moved = Path("many.yaml").rename(here / "elsewhere.yaml")
+    other = here / "other"
+    other.mkdir()
+    file = moved.rename(other / "many.yaml")
+    driver = Driver(read_sweep(file), [], Path("runs/sweeps/many"), 1, "runs")
+    driver._take_folder()  # its own file was moved
+    Path("many.yaml").write_text(file.read_text())
+    with pytest.raises(RunError, match=f"has the results of {other}/many.yaml: rename the sweep"):
+        run(Engine({}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -179,8 +180,83 @@ def test_expected_values_are_handed_on(path: Path) -> None:
     assert list(sweep.expected) == [{"pruning.density": 0.1, "test_accuracy": 0.93, "source": "somebody"}]
 
 
+def test_expected_values_have_the_values_of_the_cells(path: Path) -> None:
+    """YAML reads 1e-4 as text, and 1.0e-4 as a number."""
+    text = """\
+base: one
+grid:
+  - {model.optimizer.lr: [1e-4], data: [a]}
+  - {model.optimizer.lr: [1.0e-4, 1], data: [b]}
+expected:
+  - {model.optimizer.lr: 1.0e-4, data: a, test_accuracy: 0.9}
+  - {model.optimizer.lr: 1e-4, test_accuracy: 0.8, level: 2}
+  - {model.optimizer.lr: "1.0", test_accuracy: 0.7}
+  - {data: b, test_accuracy: 0.6}
+"""
+    sweep = read(path, text)
+    assert [cell.values["model.optimizer.lr"] for cell in sweep.cells] == ["1e-4", 1e-4, 1]
+    assert list(sweep.expected) == [
+        {"model.optimizer.lr": "1e-4", "data": "a", "test_accuracy": 0.9},
+        {"model.optimizer.lr": "1e-4", "test_accuracy": 0.8, "level": 2},
+        {"model.optimizer.lr": 1e-4, "test_accuracy": 0.8, "level": 2},
+        {"model.optimizer.lr": 1, "test_accuracy": 0.7},
+        {"data": "b", "test_accuracy": 0.6},
+    ]
+
+
 def test_sweeps_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_sweep("synflow_quickstart") == SWEEPS / "synflow_quickstart.yaml"
     with pytest.raises(CommandError, match="did you mean synflow_quickstart"):
         find_sweep("synflow_quick_start.yaml")
+
+
+def test_lists_are_appended_to_as_often_as_typed(path: Path) -> None:
+    text = "base: one\nset: {trainer.callbacks+: A, trainer.max_epochs: 3}\ngrid: {data: [b]}\n"
+    typed = [("trainer.callbacks+", "B"), ("trainer.max_epochs", "1"), ("trainer.callbacks+", "C")]
+    assert commands(read(path, text, *typed)) == [
+        "--config one --trainer.callbacks+ A --trainer.callbacks+ B --trainer.max_epochs 1 --trainer.callbacks+ C "
+        "--data b"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "repeats", "name"),
+    [
+        ([], None, "many"),
+        ([], 2, "many"),  # as the file has it
+        ([], 1, "many-repeats=1"),
+        ([("trainer.max_epochs", "1"), ("data", "digits")], 1, "many-repeats=1-trainer.max_epochs=1-data=digits"),
+    ],
+)
+def test_results_of_a_trial_have_a_folder_of_their_own(
+    options: list[tuple[str, str]], repeats: int | None, name: str, path: Path
+) -> None:
+    sweep = read(path, "base: one\ngrid: {pruning.density: [0.1]}\nrepeats: 2", *options, repeats=repeats)
+    assert (sweep.name, sweep.path) == (name, path)
+
+
+def test_a_trial_that_is_no_name_has_a_short_hash(path: Path) -> None:
+    text = "base: one\ngrid: {pruning.density: [0.1]}"
+    names = [read(path, text, ("data.data_dir", word)).name for word in ("/a/b", "/a/c", "x" * 100)]
+    assert all(re.fullmatch(r"many-[0-9a-f]{8}", name) for name in names)
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(
+    ("grid", "called", "different"),
+    [
+        (
+            "{opt: [{model.optimizer.lr: 0.1}, {model.optimizer.weight_decay: 0.1}]}",
+            "opt 0.1",
+            "--model.optimizer.weight_decay",
+        ),
+        ("[{opt: [{data.a: 1}]}, {opt: [{data.b: 1}]}]", "opt 1", "--data.b"),
+        ("{config: [here/a.yaml, there/a.yaml]}", "config a", "there/a.yaml"),
+    ],
+)
+def test_what_tables_could_not_tell_apart_is_found_before(grid: str, called: str, different: str, path: Path) -> None:
+    with pytest.raises(CommandError) as error:
+        read(path, f"base: one\ngrid: {grid}")
+    assert f"two cells are called {called}, one of them has {different}: give values names" in str(error.value)
+    assert read(path, "base: one\ngrid: {opt: {a: {data.a: 1}, b: {data.b: 1}}}").cells[1].title == "opt b"

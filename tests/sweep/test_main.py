@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prunelab.sweep.__main__ import main
+from prunelab.sweep.__main__ import _parser, _slots, main
 from prunelab.sweep.file import read_sweep
 from prunelab.sweep.plan import plan
 
@@ -120,3 +120,16 @@ def test_simple_mistakes_are_answered_before_anything_heavy_is_imported(sweep: P
     names = {line.rpartition("|")[2].strip() for line in imported}
     assert "prunelab.sweep.file" in names
     assert not names & {"torch", "pytorch_lightning", "ray", "rich", "jsonargparse"}
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "slots"),
+    [("", 0, 8), ("--threads 3", 0, 2), ("", 2, 2), ("--gpus 0.25", 1, 4), ("--gpus 0", 1, 8), ("--slots 5", 1, 5)],
+)
+def test_as_many_runs_as_processors_and_gpus_allow(
+    words: str, gpus: int, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunelab.sweep.on_ray.num_processors", lambda: 8)
+    monkeypatch.setattr("prunelab.sweep.local.visible_gpus", lambda: ["0", "1"][:gpus])
+    asked = _parser().parse_args(["--config", "many.yaml", "--engine", "ray", *words.split()])
+    assert _slots(asked) == slots

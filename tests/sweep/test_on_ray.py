@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -14,20 +14,13 @@ from prunelab.experiment.errors import RunError
 from prunelab.sweep import on_ray
 
 from .conftest import Command
-from .slow_sweeps import Sweeping, write_sweeps
+from .slow_sweeps import Sweeping
 
 pytest.importorskip("ray")
 
 
-@pytest.fixture(scope="module")
-def sweeping(start: Callable[..., Command], tmp_path_factory: pytest.TempPathFactory) -> Sweeping:
-    directory = tmp_path_factory.mktemp("on_ray")
-    write_sweeps(directory)
-    return Sweeping(start, directory)
-
-
-def test_ray_gives_the_results_of_one_process_at_a_time(sweeping: Sweeping) -> None:
-    killed = sweeping("ray")
+def test_ray_gives_the_results_of_a_sweep_without_it(whole: Command, sweeping: Sweeping) -> None:
+    killed = sweeping("ray", "two.yaml", "--slots", "1")
     killed.until(lambda: sweeping.checkpoints("ray"))
     killed.send(signal.SIGKILL)
     assert killed.end() == -signal.SIGKILL
@@ -41,9 +34,7 @@ def test_ray_gives_the_results_of_one_process_at_a_time(sweeping: Sweeping) -> N
     assert "of 3 times: its worker died" in again.text
     again.until(lambda: not again.processes())
 
-    local = sweeping("local", "three.yaml", "--engine", "local", "--slots", "2", SLOW="0")
-    assert local.end() == 1, local.text
-    assert sweeping.results("ray") == sweeping.results("local")
+    assert sweeping.results("ray") == sweeping.results("whole")
     assert len(sweeping.results("ray")) == 2
 
 
@@ -79,3 +70,14 @@ def test_an_address_where_no_ray_answers(silent: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(on_ray, "SECONDS_TO_JOIN", 0.2)
     with pytest.raises(RunError, match=f"no Ray cluster answers at {silent} within"):
         on_ray.check_reachable(silent)
+
+
+@pytest.mark.parametrize(("threads", "gpus", "slots"), [(1, 0, 10), (4, 0, 1), (3, 0, 3), (1, 1, 2), (1, 0.1, 7)])
+def test_a_run_fits_on_one_machine(threads: int, gpus: float, slots: int) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 7.0, "GPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 3.0}},
+        {"Alive": True, "Resources": {"GPU": 4.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    assert on_ray.room(nodes, threads, gpus) == slots

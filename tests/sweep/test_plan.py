@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.cli import LightningArgumentParser
 
 from prunelab import cli
 from prunelab.command_line import read_command
@@ -25,9 +26,8 @@ def planned(text: str, output_dir: str = "runs") -> list[PlannedCell]:
     return plan(sweep(text), output_dir)
 
 
-def by_hand(cell: PlannedCell, output_dir: str) -> RunDir:
+def by_hand(cell: PlannedCell, output_dir: str, parser: LightningArgumentParser) -> RunDir:
     """The directory that train.py would take."""
-    parser = cli.build_parser()
     command = read_command(arguments(cell.cell, output_dir))
     plain, where, _ = cli.plain_values(parser, cli.resolve(parser, command.config))
     return RunDir.of(where, command.name, plain)
@@ -41,11 +41,12 @@ grid:
   - {tickets.levels: [2], tickets.density_per_level: [0.5, 0.25]}
 repeats: 2
 """
+    parser = cli.build_parser()
     for output_dir in ("runs", "elsewhere"):
         cells = planned(grid, output_dir)
         assert len({cell.run_dir for cell in cells}) == len(cells) == 24
         for cell in cells[::3]:
-            assert cell.run_dir == by_hand(cell, output_dir)
+            assert cell.run_dir == by_hand(cell, output_dir, parser)
             assert cell.records() is None
     assert command_of(cells[0].cell, "elsewhere", 2) == (
         "OMP_NUM_THREADS=2 python train.py --config tiny.yaml --pruning.criterion snip --pruning.compression_ratio 1.0 "
@@ -105,3 +106,15 @@ def test_time_is_that_of_the_same_kind(here: Path) -> None:
     assert seconds_left([], by_kind, 2) == 0
     assert seconds_left([small, large], by_kind, 2) is None
     assert json.loads(small.kind)[2]["max_epochs"] == 2
+
+
+def test_a_ticket_that_is_to_train_on_comes_before_its_finished_control(here: Path) -> None:
+    grid = "grid: {control: [random, null]}\nset: {trainer.max_epochs: %d}"
+    for cell in planned(grid % 2):
+        cell.run_dir.level(0).path.mkdir(parents=True)
+        record = {"level": 0, "max_epochs": 2, "epochs": 2, "out_of_time": False}
+        cell.run_dir.level(0).record.write_text(json.dumps(record))
+    assert [len(cell.records() or []) for cell in planned(grid % 2)] == [1, 1]
+    assert [cell.records() for cell in planned(grid % 3)] == [None, None]
+    with pytest.raises(CommandError, match="its ticket was trained with --trainer"):
+        planned("grid: {control: [random]}\nset: {trainer.max_epochs: 3}")

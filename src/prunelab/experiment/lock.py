@@ -10,10 +10,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from prunelab.experiment.errors import RunError
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+class HeldError(RunError):
+    """A directory that another process works in."""
 
 
 @contextmanager
@@ -22,16 +27,14 @@ def held(path: Path) -> Iterator[None]:
 
     The lock is the kernel's (a POSIX record lock), on the file, which says who has it and stays. It belongs to this
     process alone, not to those that it starts or forks, and is freed when it ends, however that is.
-    Raises: RunError if another process holds it.
+    Raises: HeldError if another process holds it.
     """
     with open(path, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            message = f"the run directory {path.parent} is held by {holder}: wait for it or stop it"
-            raise RunError(message) from None
+            message = f"the run directory {path.parent} is held by {_named_in(file)}: wait for it or stop it"
+            raise HeldError(message) from None
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -40,3 +43,24 @@ def held(path: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def holder_of(path: Path) -> str | None:
+    """Which other process holds the lock `path`; None if none does, or that cannot be told.
+
+    For processes that do not hold it themselves: looking would free it, as the kernel has it.
+    """
+    try:
+        with open(path) as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return _named_in(file)
+    except OSError:
+        pass
+    return None
+
+
+def _named_in(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"

@@ -84,16 +84,21 @@ def _slots(asked: argparse.Namespace) -> int:
     """How many runs at a time on this machine; a cluster that is not asked yet counts as one."""
     if asked.slots is not None or asked.engine == "local" or asked.address is not None:
         return asked.slots or 1
+    from prunelab.sweep.local import visible_gpus
     from prunelab.sweep.on_ray import num_processors
 
-    return max(1, num_processors() // asked.threads)
+    slots, share = num_processors() // asked.threads, 1.0 if asked.gpus is None else asked.gpus
+    if (gpus := len(visible_gpus())) and share:
+        slots = min(slots, int(gpus / share + 1e-9))
+    return max(1, slots)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog=f"python -m {PROGRAM}",
         description="Run what is missing of a sweep, in parallel, and show what it found. The same command goes on.",
-        epilog="--KEY VALUE, as for train.py, goes to all runs: --trainer.max_epochs 5.",
+        epilog="--KEY VALUE, as for train.py, goes to all runs, whose results get a folder of their own: "
+        "--trainer.max_epochs 5.",
         allow_abbrev=False,
     )
     known = ", ".join(path.name for path in sorted(SWEEPS.glob("*.yaml")))

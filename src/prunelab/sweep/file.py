@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ KEYS = ("base", "set", "grid", "repeats", "seeds", "exclude", "expected")
 MEASURES = ("test_accuracy", "test_accuracy_best")  # that may be expected
 REMARKS = ("level", "source")
 NO_CLAIM = "a sweep"
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,11 @@ class SweepCell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """name: the file's. claim: its first line. axes: in the order in which the file has them, without the seed."""
+    """name: the file's, with what was typed on top of it. path: of the file. claim: its first line. axes: in the order
+    in which the file has them, without the seed."""
 
     name: str
+    path: Path
     claim: str
     axes: tuple[str, ...]
     cells: tuple[SweepCell, ...]
@@ -72,7 +76,7 @@ def _sweep(path: Path, content: Config, options: Sequence[tuple[str, str]], repe
     bases = list_of("base", content.get("base"), str)
     if not bases:
         raise CommandError("base: name the config, or configs, that the runs start from")
-    given = {**mapping("set", content.get("set")), **dict(options)}
+    given = _given(mapping("set", content.get("set")), options)
     grids = read_grids(content.get("grid"))
     axes = tuple(dict.fromkeys(axis for grid in grids for axis in grid if axis != SEED))
     seeds = _seeds(content, repeats, grids)
@@ -81,11 +85,41 @@ def _sweep(path: Path, content: Config, options: Sequence[tuple[str, str]], repe
         points = [{**point, SEED: (seed, ((SEED, seed),))} for seed in seeds for point in points]
     cells = [_cell(bases, given, point) for point in points]
     cells = _without(cells, _entries("exclude", content.get("exclude")), (*axes, SEED))
+    _check_titles(cells, (*axes, SEED))
     expected = _expected(cells, _entries("expected", content.get("expected")), (*axes, SEED))
-    return Sweep(path.stem, _claim(path), axes, tuple(cells), expected)
+    typed = [] if repeats in (None, content.get("repeats")) else [("repeats", str(repeats))]
+    name = _name(path.stem, [*typed, *options])
+    return Sweep(name, path, _claim(path), axes, tuple(cells), expected)
 
 
-def _cell(bases: Sequence[str], given: Mapping[str, Any], point: Mapping[str, Axis]) -> SweepCell:
+def _name(stem: str, typed: Sequence[tuple[str, str]]) -> str:
+    """Of a sweep: what is typed on top of a file makes other runs, whose results are none of the file's."""
+    name = "-".join([stem, *(f"{key}={value}" for key, value in typed)])
+    if len(name) <= LONGEST_NAME and not re.search(r"[^\w.+=-]", name.removeprefix(stem)):
+        return name
+    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _given(of_file: Mapping[str, Any], typed: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
+    """What all cells have: what is typed takes the place of what the file sets, or is appended (`key+`), as typed."""
+    replaced = {key for key, _ in typed if not key.endswith("+")}
+    return [*((key, value) for key, value in of_file.items() if key not in replaced), *typed]
+
+
+def _check_titles(cells: Sequence[SweepCell], axes: Sequence[str]) -> None:
+    """Tables know runs by the values of their axes, so these have to tell all runs apart."""
+    known: dict[tuple[str, ...], SweepCell] = {}
+    for cell in cells:
+        values = tuple(str(cell.values.get(axis)) for axis in axes)
+        if sorted((other := known.setdefault(values, cell)).words) != sorted(cell.words):
+            different = " ".join(word for word in cell.words if word not in other.words)
+            raise CommandError(
+                f"grid: two cells are called {cell.title}, one of them has {different}: give values names of your own, "
+                "{name: {key: value, ...}}"
+            )
+
+
+def _cell(bases: Sequence[str], given: Sequence[tuple[str, Any]], point: Mapping[str, Axis]) -> SweepCell:
     """The cell at `point`, axis -> its value there."""
     values = {axis: value for axis, (value, _) in point.items()}
     title = ", ".join(f"{axis} {in_words(value)}" for axis, value in values.items())
@@ -94,10 +128,10 @@ def _cell(bases: Sequence[str], given: Mapping[str, Any], point: Mapping[str, Ax
     varied = [key for key, _ in options if key != OVERLAY]
     if twice := [key for key in varied if varied.count(key) > 1]:
         raise CommandError(f"grid: {twice[0]} is given by two axes in {title}")
-    if both := [key for key in varied if key in given]:
+    if both := [key for key in varied if key in dict(given)]:
         raise CommandError(f"{both[0]} is varied by the grid and cannot be given too")
     words = [word for name in (*bases, *overlays) for word in ("--config", name)]
-    typed = [*given.items(), *(option for option in options if option[0] != OVERLAY)]
+    typed = [*given, *(option for option in options if option[0] != OVERLAY)]
     words += [word for key, value in typed for word in (f"--{key}", in_words(value))]
     return SweepCell(title, values, tuple(words))
 
@@ -140,8 +174,9 @@ def _without(cells: list[SweepCell], entries: Sequence[Mapping[str, Any]], axes:
 def _expected(
     cells: Sequence[SweepCell], entries: Sequence[Mapping[str, Any]], axes: Sequence[str]
 ) -> tuple[Mapping[str, Any], ...]:
-    """The entries, seen to belong to cells."""
+    """The entries, seen to belong to cells, with the cells' own values of the axes: 1e-4 may be text in one of them."""
     known = (*axes, *MEASURES, *REMARKS)
+    found: list[Mapping[str, Any]] = []
     for entry in entries:
         for key in entry:
             if key not in known:
@@ -152,11 +187,11 @@ def _expected(
             number(f"expected: {key}", entry.get(key, 0))
         if not any(key in entry for key in MEASURES):
             raise CommandError(f"expected: {_entry_in_words(entry)} has no value of {' or '.join(MEASURES)}")
-        if not any(_matches(cell, chosen) for cell in cells):
+        own = dict.fromkeys(tuple(cell.values[key] for key in chosen) for cell in cells if _matches(cell, chosen))
+        if not own:
             raise CommandError(f"expected: no cell has {_entry_in_words(chosen)}")
-    return tuple(
-        {key: shown(key, value) if key in axes else value for key, value in entry.items()} for entry in entries
-    )
+        found += [{**entry, **dict(zip(chosen, values, strict=True))} for values in own]
+    return tuple(found)
 
 
 def _matches(cell: SweepCell, entry: Mapping[str, Any]) -> bool:

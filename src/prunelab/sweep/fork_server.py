@@ -1,4 +1,4 @@
-"""`python -m prunelab.sweep.fork_server`: imports what a run needs, once, and forks itself for each run.
+"""`python -m prunelab.sweep.fork_server PARENT`: imports what a run needs, once, and forks itself for each run.
 
 Imports take longer than many a small run. A run gets a process of its own all the same: it cannot change what the next
 one finds, and its memory is gone when it ends. On stdin comes a line of JSON for each run (`Order`), on stdout go the
@@ -19,6 +19,7 @@ from prunelab.launcher import end_with
 from prunelab.memory import keep_freed_memory
 
 TRAIN = Path(__file__).resolve().parents[3] / "train.py"
+HELD = os.EX_TEMPFAIL  # exit code of a run whose directory another process works in
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -37,9 +38,9 @@ class Order:
         return json.dumps(asdict(self)).encode() + b"\n"
 
 
-def serve() -> None:
-    """Make one run after the other until stdin ends."""
-    end_with(os.getppid())
+def serve(parent: int) -> None:
+    """Make one run after the other until stdin ends, or the process `parent`, which has started this one."""
+    end_with(parent)
     keep_freed_memory()
     for module in ("prunelab.cli", "prunelab.pruning.criteria", "matplotlib.figure", "sklearn.datasets"):
         import_module(module)
@@ -68,7 +69,7 @@ def _run(order: Order, server: int) -> None:
         from prunelab.cli import main
 
         torch.set_num_threads(order.threads)
-        code = main(order.arguments)
+        code = main(order.arguments, held=HELD)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -101,4 +102,4 @@ def _as_from_a_shell(order: Order) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))

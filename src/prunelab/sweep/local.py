@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from prunelab.sweep.fork_server import Order
 
 KILLED = -int(signal.SIGKILL)
+SECONDS_TO_END = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Slot:
     def close(self) -> None:
         if self._server is not None:
             self._server.kill()
-            self._server.wait()
+            with suppress(subprocess.TimeoutExpired):  # where the disk does not answer, a kill waits for it
+                self._server.wait(SECONDS_TO_END)
             for pipe in (self._server.stdin, self._server.stdout):
                 with suppress(BrokenPipeError):
                     assert pipe is not None
@@ -124,7 +126,7 @@ class Slot:
     def _started(self, threads: int) -> subprocess.Popen[bytes]:
         with self._errors.open("ab") as errors:
             server = subprocess.Popen(
-                [sys.executable, "-m", "prunelab.sweep.fork_server"],
+                [sys.executable, "-m", "prunelab.sweep.fork_server", str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -137,19 +139,30 @@ class Slot:
 
 
 class LocalEngine:
-    """Runs on this machine, without any other program."""
+    """Runs on this machine, without any other program; of several GPUs each slot has one, as on Ray."""
 
     def __init__(self, slots: int, errors: Path) -> None:
         self.name = "one run at a time" if slots == 1 else f"{slots} runs at a time"
         self.slots = slots
         self._slots = [Slot(errors) for _ in range(slots)]
+        gpus = visible_gpus()
+        self._devices = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else {} for i in range(slots)]
 
     def start(self, order: Order) -> Running:
-        return next(slot for slot in self._slots if slot.is_free).start(order)
+        place = next(i for i, slot in enumerate(self._slots) if slot.is_free)
+        return self._slots[place].start(replace(order, environment={**order.environment, **self._devices[place]}))
 
     def close(self) -> None:
         for slot in self._slots:
             slot.close()
+
+
+def visible_gpus() -> list[str]:
+    """Of this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
 
 
 def environment(threads: int) -> dict[str, str]:

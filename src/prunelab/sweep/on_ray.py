@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -47,19 +48,17 @@ class RayEngine:
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if address is None:
-            room, store = (slots or 1) * threads, _OBJECT_STORE
-            ray.init("local", num_cpus=room, object_store_memory=store, include_dashboard=False, **quiet)
+            cpus, store = (slots or 1) * threads, _OBJECT_STORE
+            ray.init("local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
         there = ray.cluster_resources()
         gpus = (1.0 if there.get("GPU") else 0.0) if gpus is None else gpus
-        free = int(there.get("CPU", 0)) // threads
-        if gpus:
-            free = min(free, int(there.get("GPU", 0) / gpus))
+        free = room(ray.nodes(), threads, gpus)
         if not free:
             ray.shutdown()
             raise RunError(
-                f"no room for a run of {threads} CPUs and {gpus:g} GPUs in "
+                f"no room on any machine for a run of {threads} CPUs and {gpus:g} GPUs among "
                 f"{int(there.get('CPU', 0))} CPUs and {there.get('GPU', 0):g} GPUs"
             )
         self.slots = min(slots or free, free)
@@ -124,6 +123,13 @@ def make_run(order: Order, errors: str, owner: int | None) -> End:
             time.sleep(0.05)
         _slot.close()
         raise
+
+
+def room(nodes: Sequence[Mapping[str, Any]], threads: int, gpus: float) -> int:
+    """How many runs fit at a time, each on one of the machines that `ray.nodes()` tells of."""
+    needs = [("CPU", threads), *([("GPU", gpus)] if gpus else [])]
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return sum(min(int(there.get(what, 0) / need + 1e-9) for what, need in needs) for there in alive)
 
 
 def check_reachable(address: str) -> None:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -14,6 +15,7 @@ from prunelab.cli import USER_ERRORS, build_parser, instantiator, plain_values, 
 from prunelab.command_line import read_command
 from prunelab.config import DENSITY_SPELLINGS, Config, section
 from prunelab.experiment.job import Job
+from prunelab.experiment.records import read_record
 from prunelab.experiment.run import finished_records, make_job
 from prunelab.experiment.run_dir import RunDir
 from prunelab.names import CommandError
@@ -35,7 +37,7 @@ class PlannedCell:
     def title(self) -> str:
         return self.cell.title
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """Cells of one kind take about as long: same network, data and training."""
         return json.dumps([self.config[key] for key in ("model", "data", "trainer", "tickets")], sort_keys=True)
@@ -46,12 +48,20 @@ class PlannedCell:
 
     def records(self) -> list[dict[str, Any]] | None:
         """Of its levels, if it is finished. Raises: RunError for a directory that cannot be the run's."""
-        if self.ticket is not None and not any(level.record.exists() for level in self.run_dir.levels()):
-            return None  # which needs no ticket yet
+        if self.ticket is not None and finished_records(self._job({**self.config, "control": None})) is None:
+            return None  # a control comes after its ticket
         return finished_records(self.job())
 
+    def records_there(self) -> list[dict[str, Any]]:
+        """Of the levels that have one: all that a run has to give that ended well, be it by trainer.max_time."""
+        found = [read_record(level.record) for level in self.run_dir.levels()]
+        return [record for record in found if record is not None]
+
     def job(self) -> Job:
-        return make_job(self.name, self.config, _never, self.output_dir)
+        return self._job(self.config)
+
+    def _job(self, config: Mapping[str, Any]) -> Job:
+        return make_job(self.name, config, _never, self.output_dir)
 
 
 def plan(sweep: Sweep, output_dir: str) -> list[PlannedCell]:

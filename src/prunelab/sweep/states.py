@@ -24,6 +24,7 @@ _TAIL = 1 << 16  # bytes of a log that hold its last error
 @dataclass(eq=False)
 class CellState:
     """reason: why it failed, or was begun again. deaths: of its process, which no error of its own has ended.
+    holder: the process in its directory that it waits for. resumed: whether there was something to go on from.
     began, not_before: by the monotonic clock."""
 
     planned: PlannedCell
@@ -32,6 +33,8 @@ class CellState:
     records: list[dict[str, Any]] = field(default_factory=list)
     reason: str = ""
     deaths: int = 0
+    holder: str = ""
+    resumed: bool = False
     running: Running | None = None
     began: float = 0.0
     not_before: float = 0.0
@@ -49,7 +52,7 @@ class CellState:
             return f"{self.reason}, see {self.log}"
         if self.state == RUNNING:
             return ", ".join(filter(None, (progress(self.planned), self.reason)))
-        return self.reason
+        return f"waits for {self.holder}" if self.holder else self.reason
 
     def finished(self) -> FinishedCell:
         missing = f"failed: {self.reason}" if self.state == FAILED else "not finished"
