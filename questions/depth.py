@@ -33,14 +33,14 @@ def maximal_compression(net: nn.Module) -> float:
     return masks.num_weights / len(masks)
 
 
-def critical_compression(net: nn.Module, criterion: str) -> float:
+def critical_compression(net: nn.Module, criterion: str, seed: int) -> float:
     """The largest compression without an empty layer, to 5 %, supposing that beyond it there always is one."""
     low, high = 1.0, maximal_compression(net)
-    if not collapsed_layers(asking.pruned(net, criterion, 1 / high)):
+    if not collapsed_layers(asking.pruned(net, criterion, 1 / high, seed)):
         return high
     while high / low > PRECISION:
         middle = (low * high) ** 0.5
-        collapses = bool(collapsed_layers(asking.pruned(net, criterion, 1 / middle)))
+        collapses = bool(collapsed_layers(asking.pruned(net, criterion, 1 / middle, seed)))
         low, high = (low, middle) if collapses else (middle, high)
     return low
 
@@ -70,7 +70,7 @@ def ask(seeds: int) -> asking.Answer:
         for criterion in asking.CRITERIA:
             critical, outputs, plain, rescaled = [], [], [], []
             for seed in range(seeds):
-                critical.append(critical_compression(asking.build(make, seed), criterion))
+                critical.append(critical_compression(asking.build(make, seed), criterion, seed))
                 net = asking.build(make, seed)
                 masks = asking.pruned(net, criterion, DENSITY, seed)
                 plain.append(asking.trained(make, seed, masks))

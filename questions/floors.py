@@ -13,7 +13,7 @@ import asking
 from prunelab.pruning.diagnostics import collapsed_layers
 
 CRITERIA = ("synflow", "snip", "magnitude")
-DENSITIES = (0.2, 0.01)
+DENSITIES = (0.2, 0.01, 0.005)
 
 
 def floors_of(density: float) -> list[float]:

@@ -136,8 +136,9 @@ def test_depth_changes_maximal_not_size(question: Any) -> None:
     # magnitude gives nothing to a layer whose weights are a thousandth of the others'
     net.fc2.weight.data /= 1000  # type: ignore[union-attr, operator]
     # 420 weights, of which the 25 small ones go first
-    assert 420 / 395 / depth.PRECISION <= depth.critical_compression(net, "magnitude") <= 420 / 395
-    assert depth.critical_compression(net, "synflow") == 420 / 4
+    assert 420 / 395 / depth.PRECISION <= depth.critical_compression(net, "magnitude", 0) <= 420 / 395
+    assert depth.critical_compression(net, "synflow", 0) == 420 / 4
+    assert len({depth.critical_compression(net, "random", seed) for seed in range(2)}) == 2  # each its own draw
 
 
 def test_rescaled_signals_keep_their_size(question: Any) -> None:
