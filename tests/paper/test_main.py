@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from prunelab.paper import collapse
+from prunelab.paper import __main__, collapse
 from prunelab.paper.__main__ import main
 
 SMALL = ["--network", "mlp", "--num_classes", "10", "--image_size", "8"]
@@ -55,6 +55,15 @@ def test_interrupted(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted: the same command goes on\n"
 
 
+def test_interrupted_without_measurements_kept(tmp_path, capsys, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "conservation", interrupt)
+    assert main(["conservation", *SMALL, "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted: the same command begins anew\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -65,6 +74,7 @@ def test_interrupted(tmp_path, capsys, monkeypatch):
         (["layer_collapse", "--exponents", "-1"], "expected an exponent in [0, 12], got -1"),
         (["layer_collapse", "--seed", "-1"], "expected a whole number in [0, 2**32), got -1"),
         (["critical_compression", "--tolerance", "x"], "expected a number in [0, 1], got x"),
+        (["critical_compression", "--seed", "1"], "unrecognized arguments: --seed 1"),
         (["schedule", "--rounds", "0"], "expected a whole number of at least 1, got 0"),
         (["schedule", "--round", "3"], "unrecognized arguments: --round 3"),
         (["training_conservation", "--trainings", "0.1"], "expected RATE,DECAY, such as 0.01,0.001, got 0.1"),

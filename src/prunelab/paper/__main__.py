@@ -33,6 +33,7 @@ COMMANDS = {
     "training_conservation": "figure 5b: magnitudes rebalance during training",
     "schedule": "figure 7: exponential against linear schedule by number of rounds",
 }
+CACHED = ("layer_collapse", "critical_compression", "schedule")  # these go on where they were interrupted
 NETWORKS = [name for name, path in SHORT_NAMES["model.net"].items() if path.startswith("prunelab.models.")]
 USER_ERRORS = (CommandError, DataError, ModelError, PruningError, RunError)
 
@@ -49,12 +50,13 @@ def main(argv: list[str]) -> int:
         for name, result in _results(arguments):
             path = arguments.output / f"{name}_{arguments.network}"
             title = f"# {name}, {arguments.network}\n\n    {PROG} {shlex.join(argv)}\n\n"
-            seeds = ", ".join(map(str, getattr(arguments, "seeds", [arguments.seed])))
+            seeds = ", ".join(map(str, _seeds(arguments)))
             about = f"{_subject(arguments).about()} Seed: {seeds}.\n\n"
             replace(result, text=title + about + result.text).write(path)
             print(f"\n{result.text}\n\n{path}.csv, .md, .png, .pdf")
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        then = "goes on" if arguments.command in CACHED else "begins anew"
+        print(f"interrupted: the same command {then}", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         return _fail(str(error))
@@ -70,7 +72,7 @@ def _results(arguments: argparse.Namespace) -> Iterator[tuple[str, Result]]:
     if command == "layer_collapse":
         yield command, layer_collapse(subject, arguments.criteria, arguments.exponents, measured, _say)
     elif command == "critical_compression":
-        subjects = [replace(subject, seed=seed) for seed in arguments.seeds]
+        subjects = [replace(subject, seed=seed) for seed in _seeds(arguments)]
         yield command, critical_compression(subjects, arguments.criteria, arguments.tolerance, measured, _say)
     elif command == "conservation":
         units, layers = conservation(subject, arguments.criteria, _say)
@@ -84,12 +86,16 @@ def _results(arguments: argparse.Namespace) -> Iterator[tuple[str, Result]]:
         yield command, schedule(subject, kinds, arguments.rounds, exponents, measured, _say)
 
 
+def _seeds(arguments: argparse.Namespace) -> list[int]:
+    return arguments.seeds if arguments.command == "critical_compression" else [arguments.seed]
+
+
 def _subject(arguments: argparse.Namespace) -> Subject:
     return Subject(
         network=arguments.network,
         num_classes=arguments.num_classes,
         image_size=arguments.image_size,
-        seed=arguments.seed,
+        seed=_seeds(arguments)[0],
         data=arguments.data,
         data_root=arguments.data_root,
         samples_per_class=arguments.samples_per_class,
@@ -100,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROG,
         description="The figures of the SynFlow paper (arXiv 2006.05467) that need no or little training: CSV, PNG, "
-        "PDF and the numbers. Finished measurements are kept in OUTPUT/measured: the same command goes on.",
+        f"PDF and the numbers. Of {', '.join(CACHED)} finished measurements are kept in OUTPUT/measured: interrupted, "
+        "the same command goes on; the others begin anew.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -110,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         _option(sub, "--network", choices=NETWORKS, default="conv6" if trains else "vgg16_bn", help="its short name")
         _option(sub, "--num_classes", type=_count, default=10 if trains else 100)
         _option(sub, "--image_size", type=_count, default=8 if trains else 32)
-        _option(sub, "--seed", type=_seed, default=0)
+        if command != "critical_compression":
+            _option(sub, "--seed", type=_seed, default=0)
         _option(sub, "--data", choices=SHORT_NAMES["data"], default="digits", help="its short name")
         sub.add_argument("--data_root", help="where the data are, if not at their usual place")
         _option(
@@ -127,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         if command == "layer_collapse":
             _option(sub, "--exponents", nargs="+", type=_exponent, default=[place / 2 for place in range(13)])
         elif command == "critical_compression":
-            _option(sub, "--seeds", nargs="+", type=_seed, default=[0, 1, 2], help="in place of --seed")
+            _option(sub, "--seeds", nargs="+", type=_seed, default=[0, 1, 2])
             _option(sub, "--tolerance", type=_share, default=0.01, help="of the bisection; 0: exact")
         elif command == "schedule":
             _option(sub, "--schedules", nargs="+", choices=["exponential", "linear"], default=["exponential", "linear"])
