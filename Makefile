@@ -1,6 +1,6 @@
 # make run    sets everything up, then prunes and trains on data that ships
 # make test   sets everything up, then formats, types and runs the tests
-# make bench  the tables of benchmarks/results; wants idle cores
+# make bench  the tables of benchmarks/results and the README; wants idle cores
 # make setup  only the environment, in .venv
 
 PYTHON ?= python3
@@ -31,6 +31,7 @@ bench: setup
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/readme_tables.py
 
 check: setup
 	$(BIN)/ruff format --check .

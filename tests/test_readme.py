@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import shlex
@@ -65,3 +66,12 @@ def test_commands_parse() -> None:
 
 def test_every_criterion_is_in_the_table() -> None:
     assert re.findall(r"^\| \[`(\w+)`\]", README, re.MULTILINE) == list(SHORT_NAMES["pruning.criterion"])
+
+
+def test_tables_are_those_of_the_measurements() -> None:
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.with_tables(README) == README
