@@ -4,6 +4,7 @@ import csv
 import math
 
 import pytest
+from pyarrow import parquet
 
 from prunelab.report import tidy
 from prunelab.report.tidy import FinishedCell, Results, axis_value, csv_text, write_parquet
@@ -124,7 +125,6 @@ def test_columns_come_first_and_numbers_are_those_of_json():
 
 
 def test_parquet_holds_the_same(tmp_path, make_cell):
-    parquet = pytest.importorskip("pyarrow.parquet")
     cells = [make_cell("snip", 0.1, 0, 0.75), make_cell("synflow", 1, 1, None)]
     results = Results.of(cells, AXES)
     assert write_parquet(tmp_path, results)
@@ -133,7 +133,6 @@ def test_parquet_holds_the_same(tmp_path, make_cell):
 
 
 def test_parquet_columns_of_several_types_are_text(tmp_path, make_cell):
-    parquet = pytest.importorskip("pyarrow.parquet")
     cells = [make_cell("snip", 0.1, seed, 0.5, axes={"a": value}) for seed, value in enumerate((1, "x", True, None))]
     write_parquet(tmp_path, Results.of(cells, (*AXES, "a")))
     assert parquet.read_table(tmp_path / "results.parquet")["a"].to_pylist() == ["1", "x", "true", None]

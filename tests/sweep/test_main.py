@@ -72,7 +72,6 @@ def test_without_ray(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_an_address_is_tried_before_anything_else(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ray")
     assert main(["--config", "many.yaml", "--address", "somewhere"]) == 2
     assert "--address: expected HOST:PORT" in capsys.readouterr().err
     assert not Path("runs").exists()

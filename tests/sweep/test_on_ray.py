@@ -16,8 +16,6 @@ from prunelab.sweep import on_ray
 from .conftest import Command
 from .slow_sweeps import Sweeping
 
-pytest.importorskip("ray")
-
 
 def test_ray_gives_the_results_of_a_sweep_without_it(whole: Command, sweeping: Sweeping) -> None:
     killed = sweeping("ray", "two.yaml", "--slots", "1")
