@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from prunelab.models import resnet20
 from prunelab.pruning import Masks, prune
+from prunelab.pruning.blocks import Block
 from prunelab.pruning.criteria import SynFlow
 from prunelab.pruning.flow_rounds import WORTH, FlowRounds
 
@@ -68,9 +69,9 @@ def seen() -> Iterator[list[FlowRounds]]:
 
 
 def share(rounds: FlowRounds) -> float:
-    """Of the multiplications of a whole pass."""
-    whole = [weight.numel() * n for weight, n in zip(rounds._flow.weights, rounds._flow.uses.positions, strict=True)]
-    return rounds._num_products(rounds._blocks) / sum(whole)
+    """Of the work of a whole pass."""
+    whole = [Block(weight.shape, weight) for weight in rounds._flow.weights]
+    return rounds._work(rounds._blocks) / rounds._work(whole)
 
 
 @pytest.mark.parametrize("knobs", [{}, {"objective": "l2"}, {"gradient_only": True}], ids=str)

@@ -5,12 +5,13 @@ import random
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from prunelab.pruning import Masks, PruningError, keep_highest
-from prunelab.pruning.selection import layer_floors
+from prunelab.pruning.selection import kth_smallest, layer_floors, lowest
 
 
 def all_kept(*shapes: tuple[int, ...]) -> Masks:
@@ -261,3 +262,30 @@ def test_scores_are_left_as_they_are() -> None:
     scores = {"layer0": torch.tensor([3.0, 1.0, 2.0])}
     keep_highest(scores, 1 / 3, all_kept((3,)))
     assert scores["layer0"].tolist() == [3.0, 1.0, 2.0]
+
+
+def numbers(kind: str, count: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    values = {
+        "random": random.standard_normal(count) ** 3,
+        "few": random.integers(0, 4, count).astype(float),
+        "equal": np.ones(count),
+        "ascending": np.arange(float(count)),
+        "with NaN": np.where(np.arange(count) % 3 == 1, np.nan, random.random(count)),
+        # what a sample at equal distances sees is not like the rest
+        "periodic": np.where(np.arange(count) % max(count >> 13, 1) == 0, 100.0, random.random(count)),
+    }
+    return values[kind].astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 10, 1000, (1 << 16) + 1, 300_000])
+@pytest.mark.parametrize("kind", ["random", "few", "equal", "ascending", "with NaN", "periodic"])
+def test_the_lowest_are_those_of_a_sorted_list(kind: str, count: int) -> None:
+    values = numbers(kind, count)
+    in_order = np.sort(values)  # NaN last
+    num_numbers = np.count_nonzero(~np.isnan(values))
+    for share in (0.0, 1e-4, 0.045, 0.19, 0.21, 0.5, 0.95, 1.0):
+        k = min(max(round(share * num_numbers), 1), num_numbers)
+        positions, threshold = lowest(values, k)
+        assert threshold == in_order[k - 1] == kth_smallest(values, k)
+        assert np.array_equal(positions, np.flatnonzero(values <= in_order[k - 1]))

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -44,6 +44,7 @@ class SlowNet(nn.Sequential):
         time.sleep(float(os.environ.get("SLOW", "0")))
         return super().forward(pictures)
 """
+Value = TypeVar("Value")
 PATIENCE = 200.0  # seconds, on a machine that is busy
 MARK = "SWEEP_TEST_MARK"
 
@@ -117,12 +118,13 @@ class Command:
     def text(self) -> str:
         return self.printed.read_text()
 
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait until something is true that the sweep brings about."""
+    def until(self, condition: Callable[[], Value]) -> Value:
+        """Wait until something is true that the sweep brings about; what it then is."""
         end = time.monotonic() + PATIENCE
-        while not condition():
+        while not (value := condition()):
             assert time.monotonic() < end, f"{self.text}\n{self.processes()}"
             time.sleep(0.02)
+        return value
 
     def send(self, number: signal.Signals) -> None:
         if self._code is None:
@@ -146,6 +148,15 @@ class Command:
             except (OSError, IndexError):
                 continue
         return found
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Those that have begun in fork servers: ids of who started the server, of the server, of the run.
+
+        A run that starts a program has its own command line twice for a moment: that is no run of a server.
+        """
+        servers = {process: parent for process, (parent, words) in self.processes().items() if "fork_server" in words}
+        forks = [(servers[parent], parent, process) for process, parent in servers.items() if parent in servers]
+        return [(starter, server, run) for starter, server, run in forks if starter not in servers]
 
 
 @pytest.fixture(scope="session")

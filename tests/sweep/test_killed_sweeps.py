@@ -76,5 +76,4 @@ def began(command: Command) -> bool:
 
 def run_of(command: Command) -> tuple[int, int] | None:
     """The ids of the fork server and of the run, if there is one."""
-    servers = {process: parent for process, (parent, words) in command.processes().items() if "fork_server" in words}
-    return next(((parent, process) for process, parent in servers.items() if parent in servers), None)
+    return next(((server, run) for _, server, run in command.runs()), None)

@@ -13,7 +13,8 @@ from prunelab.pruning.masks import Masks
 from prunelab.pruning.survivors import FixedSurvivors, SurvivorLists
 
 LOOK_AGAIN = 0.75  # share of the kept weights that is left since smaller blocks were looked for last
-WORTH = 0.8  # share of the multiplications that is left in smaller blocks
+WORTH = 0.8  # share of the work that is left in smaller blocks
+MEMORY = 40  # multiplications that take as long as reading a weight and writing its gradient: 3x3 kernels, 2 CPU cores
 
 
 class FlowRounds:
@@ -99,7 +100,7 @@ class FlowRounds:
             block if is_grouped else block.around(part)
             for block, part, is_grouped in zip(self._blocks, kept, grouped, strict=True)
         ]
-        if self._num_products(narrow) > WORTH * self._num_products(self._blocks):
+        if self._work(narrow) > WORTH * self._work(self._blocks):
             return
         self._update_whole()
         flat = torch.cat([block.weight.detach().flatten() for block in narrow])
@@ -112,10 +113,10 @@ class FlowRounds:
         self._blocks, self._flat, self._is_whole = blocks, flat, False
         self._survivors = self._lists(torch.cat(kept), self._num_looked)
 
-    def _num_products(self, blocks: Sequence[Block]) -> int:
-        """In a forward pass."""
+    def _work(self, blocks: Sequence[Block]) -> int:
+        """Of a pass, in multiplications."""
         pairs = zip(blocks, self._flow.uses.positions, strict=True)
-        return sum(block.weight.numel() * positions for block, positions in pairs)
+        return sum(block.weight.numel() * (positions + MEMORY) for block, positions in pairs)
 
     def _agree(self, blocks: Sequence[Block]) -> bool:
         """Whether a pass through blocks gives the gradients of a whole one."""

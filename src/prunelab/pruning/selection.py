@@ -16,7 +16,8 @@ from prunelab.pruning.errors import PruningError
 from prunelab.pruning.masks import Masks
 
 Scope = Literal["global", "layerwise"]
-_SAMPLE, _MANY = 1 << 14, 1 << 20  # a sample of values that are too many to be partitioned
+_SAMPLE, _MANY = 1 << 13, 1 << 16  # a sample of values that are too many to be partitioned
+_FEW = 0.2  # share of values that are worth being looked at twice
 
 
 def keep_highest(
@@ -132,19 +133,38 @@ def _kth_smallest(values: Tensor, k: int) -> Tensor:
     return values.kthvalue(k).values
 
 
-def kth_smallest(values: np.ndarray, k: int) -> float:
-    """The k-th smallest number, k from 1; NaN counts as larger than any. The values are not changed.
+def lowest(values: np.ndarray, k: int) -> tuple[np.ndarray, float]:
+    """Ascending positions of all values up to the k-th smallest, k from 1, and that one; NaN is larger than any.
 
-    Of many values a sorted sample says between which two the answer lies; only those between are looked at.
+    More than k positions where others equal it. If k is a small share, only few values are looked at twice.
     """
-    if len(values) > _MANY:
-        sample = np.sort(values[:: len(values) // _SAMPLE])
-        share = k / len(values)
-        centre, spread = share * len(sample), 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
-        low = sample[int(centre - spread)] if centre >= spread else -np.inf
-        high = sample[int(centre + spread)] if centre + spread < len(sample) else np.inf
-        num_below = np.count_nonzero(values < low)
-        between = values[(values >= low) & (values <= high)]
-        if num_below < k <= num_below + len(between):
-            return float(np.partition(between, k - num_below - 1)[k - num_below - 1])
+    if k < _FEW * len(values):
+        near = np.flatnonzero(values <= _bracket(values, k)[1])
+        if len(near) >= k:
+            low = values[near]
+            threshold = kth_smallest(low, k)
+            return near[low <= threshold], threshold
+    threshold = kth_smallest(values, k)
+    return np.flatnonzero(values <= threshold), threshold
+
+
+def kth_smallest(values: np.ndarray, k: int) -> float:
+    """The k-th smallest number, k from 1; NaN counts as larger than any. The values are not changed."""
+    low, high = _bracket(values, k)
+    num_below = np.count_nonzero(values < low)
+    between = values[(values >= low) & (values <= high)]
+    if num_below < k <= num_below + len(between):
+        return float(np.partition(between, k - num_below - 1)[k - num_below - 1])
     return float(np.partition(values, k - 1)[k - 1])
+
+
+def _bracket(values: np.ndarray, k: int) -> tuple[float, float]:
+    """Two numbers between which the k-th smallest lies, as far as a sorted sample of many values tells."""
+    if len(values) <= _MANY:
+        return -np.inf, np.inf
+    sample = np.sort(values[:: max(len(values) // _SAMPLE, 1)])
+    share = k / len(values)
+    centre, spread = share * len(sample), 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
+    low = sample[int(centre - spread)] if centre >= spread else -np.inf
+    high = sample[int(centre + spread)] if centre + spread < len(sample) else np.inf
+    return low, high

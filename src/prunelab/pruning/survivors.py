@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunelab.pruning.errors import PruningError
-from prunelab.pruning.selection import kth_smallest
+from prunelab.pruning.selection import lowest
 
 OVERFLOW = "scores are inf or NaN: the weights are, or the signal overflows in this network"
 NEGATIVE = "SynFlow scores are negative: a part of the network subtracts"
@@ -37,7 +37,6 @@ class SurvivorLists:
         layers = zip(values.split(self._sizes), by_layer, strict=True)
         self._values = torch.cat([layer.index_select(0, positions) for layer, positions in layers])
         self._scores = torch.empty_like(self._values)
-        self._gone = torch.zeros(num_kept, dtype=torch.bool)
 
     def kept_by_layer(self) -> list[Tensor]:
         return list(self._kept.split(self._sizes))
@@ -53,21 +52,24 @@ class SurvivorLists:
         self._scores.mul_(self._values)
         if divisor != 1:
             self._scores.div_(divisor)
-        scores, limit = self._scores.numpy(), torch.finfo(self._scores.dtype).max
-        if np.count_nonzero(scores <= limit) != self.num_kept:  # NaN is not, neither of dropped weights nor of others
+        scores = self._scores.numpy()
+        # read as integers, numbers from 0 to the largest are those below inf; NaN is not, of dropped weights or others
+        integers = np.dtype(f"u{scores.itemsize}")
+        if np.count_nonzero(scores.view(integers) < scores.dtype.type(np.inf).view(integers)) == self.num_kept:
+            return
+        if np.count_nonzero(np.isfinite(scores)) != self.num_kept:
             raise PruningError(OVERFLOW)
-        if np.count_nonzero(scores >= 0) != self.num_kept:
+        if np.count_nonzero(scores >= 0) != self.num_kept:  # -0.0 is none of them
             raise PruningError(NEGATIVE)
 
     def _rebuild(self) -> None:
         if self.num_kept > _REBUILD_AT * len(self._values):
             return
-        left = torch.from_numpy(np.flatnonzero(~self._gone.numpy()))
+        left = torch.from_numpy(np.flatnonzero(~np.isnan(self._values.numpy())))
         self._lengths = self._by_layer(left)
         self._positions = self._positions.index_select(0, left)
         self._values = self._values.index_select(0, left)
         self._scores = self._scores[: len(left)]
-        self._gone = torch.zeros(len(left), dtype=torch.bool)
 
     def _by_layer(self, entries: Tensor) -> list[int]:
         """How many of the ascending `entries` belong to each layer."""
@@ -86,20 +88,18 @@ class SurvivorLists:
         if num_dropped == 0:
             return True
         scores = self._scores.numpy()
-        threshold = kth_smallest(scores, num_dropped)
+        dropped, threshold = lowest(scores, num_dropped)
         if margin:
             near = max(threshold * (1 + margin), float(torch.finfo(self._scores.dtype).tiny))
             num_sure = num_dropped if threshold > 0 else np.count_nonzero(scores == 0)
             if np.count_nonzero(scores <= near) != num_sure:
                 return False
-        dropped = np.flatnonzero(scores <= threshold)
         num_ties_kept = len(dropped) - num_dropped
         if num_ties_kept:
             ties = np.flatnonzero(scores[dropped] == threshold)
             dropped = np.delete(dropped, ties[-num_ties_kept:])
         entries = torch.from_numpy(dropped)
         self._values[entries] = torch.nan
-        self._gone[entries] = True
         self.num_kept = num_kept
         begins = self._begins.repeat_interleave(torch.tensor(self._by_layer(entries)))
         everywhere = self._positions[entries] + begins
