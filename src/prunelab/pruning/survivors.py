@@ -23,19 +23,17 @@ class SurvivorLists:
     """On the CPU: the positions and values of kept weights in lists, which shrink as weights are dropped.
 
     values: the factor of each weight's gradient in its score. kept: bool tensor. Both flat, layer after layer, of which
-    `sizes` are the lengths. Between rebuilds, dropped entries have the value NaN: no comparison holds for it.
+    `sizes` are the lengths. Between rebuilds, dropped entries have the value NaN: no comparison holds for it. The first
+    lists, which need no positions, are those of all weights.
     """
 
     def __init__(self, values: Tensor, kept: Tensor, sizes: Sequence[int], num_kept: int) -> None:
         self.num_kept = num_kept
         self._kept, self._sizes = kept.clone(), list(sizes)
         self._begins = torch.tensor([0, *self._sizes]).cumsum(0)[:-1]  # of the layers in the flat tensors
-        # in the layer, as 32 bits: half the bytes, and what index_select takes
-        by_layer = [mask.nonzero().flatten().to(torch.int32) for mask in kept.split(self._sizes)]
-        self._lengths = [len(positions) for positions in by_layer]  # of the layers in the lists
-        self._positions = torch.cat(by_layer)
-        layers = zip(values.split(self._sizes), by_layer, strict=True)
-        self._values = torch.cat([layer.index_select(0, positions) for layer, positions in layers])
+        self._lengths = self._sizes  # of the layers in the lists
+        self._positions: Tensor | None = None  # in the layer, as 32 bits: half the bytes, and index_select takes them
+        self._values = values.masked_fill(~kept, torch.nan)
         self._scores = torch.empty_like(self._values)
 
     def kept_by_layer(self) -> list[Tensor]:
@@ -47,9 +45,11 @@ class SurvivorLists:
         start = 0
         for gradient, length in zip(gradients, self._lengths, strict=True):
             part = slice(start, start + length)
-            torch.index_select(gradient.reshape(-1), 0, self._positions[part], out=self._scores[part])
+            factor = gradient.reshape(-1)
+            if self._positions is not None:
+                factor = torch.index_select(factor, 0, self._positions[part], out=self._scores[part])
+            torch.mul(factor, self._values[part], out=self._scores[part])
             start += length
-        self._scores.mul_(self._values)
         if divisor != 1:
             self._scores.div_(divisor)
         scores = self._scores.numpy()
@@ -65,17 +65,24 @@ class SurvivorLists:
     def _rebuild(self) -> None:
         if self.num_kept > _REBUILD_AT * len(self._values):
             return
-        left = torch.from_numpy(np.flatnonzero(~np.isnan(self._values.numpy())))
-        self._lengths = self._by_layer(left)
-        self._positions = self._positions.index_select(0, left)
-        self._values = self._values.index_select(0, left)
-        self._scores = self._scores[: len(left)]
+        known, values = self._positions, self._values  # moved up in their memory: pages never used before take long
+        positions = torch.empty(self.num_kept, dtype=torch.int32) if known is None else known
+        begin, end, lengths = 0, 0, []
+        for length in self._lengths:
+            part = slice(begin, begin + length)
+            left = torch.from_numpy(np.flatnonzero(~np.isnan(values[part].numpy())))
+            place = slice(end, end + len(left))
+            positions[place] = left if known is None else known[part].index_select(0, left)
+            values[place] = values[part].index_select(0, left)
+            begin, end = part.stop, place.stop
+            lengths.append(len(left))
+        self._positions, self._values, self._lengths = positions[:end], values[:end], lengths
+        self._scores = self._scores[:end]
 
-    def _by_layer(self, entries: Tensor) -> list[int]:
-        """How many of the ascending `entries` belong to each layer."""
+    def _begins_of(self, entries: Tensor) -> Tensor:
+        """Where the layer of each of the ascending `entries` begins in the flat tensors."""
         ends = torch.searchsorted(entries, torch.tensor(self._lengths).cumsum(0))
-        lengths: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
-        return lengths
+        return self._begins.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
 
     def drop(self, num_kept: int, weights: Tensor, margin: float = 0.0) -> bool:
         """Drop all but the `num_kept` highest of the last scores, and set their `weights` (flat) to 0.
@@ -101,18 +108,19 @@ class SurvivorLists:
         entries = torch.from_numpy(dropped)
         self._values[entries] = torch.nan
         self.num_kept = num_kept
-        begins = self._begins.repeat_interleave(torch.tensor(self._by_layer(entries)))
-        everywhere = self._positions[entries] + begins
-        self._kept[everywhere] = False
-        weights[everywhere] = 0
+        if self._positions is not None:
+            entries = self._positions[entries] + self._begins_of(entries)
+        self._kept[entries] = False
+        weights[entries] = 0
         return True
 
     def scores(self, layer: int) -> Tensor:
         """The last scores of a layer, flat, 0 where no weight was kept when they were made."""
-        positions, scores = self._positions.split(self._lengths)[layer], self._scores.split(self._lengths)[layer]
-        found = torch.zeros(self._sizes[layer], dtype=scores.dtype)
-        found[positions.long()] = torch.nan_to_num(scores, nan=0)
-        return found
+        scores = torch.nan_to_num(self._scores.split(self._lengths)[layer], nan=0)
+        if self._positions is None:
+            return scores
+        positions = self._positions.split(self._lengths)[layer].long()
+        return scores.new_zeros(self._sizes[layer]).index_copy_(0, positions, scores)
 
     def check(self) -> None:
         """Nothing is left to check: `score` has done it."""
