@@ -5,14 +5,10 @@ And commands of train.py in processes of their own, which can be killed.
 
 from __future__ import annotations
 
-import json
 import os
 import pkgutil
 import select
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -30,6 +26,8 @@ from prunelab.experiment.run_dir import LevelDir, RunDir
 from prunelab.models import mlp
 from prunelab.pruning.supermask import LearnedSupermask
 from prunelab.training import Classifier, PruningAtInit
+
+from ..forks import Forks, forks
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -187,9 +185,8 @@ def num_prunable() -> int:
     return NUM_PRUNABLE
 
 
-# To import what a run needs takes longer than a small run: it is imported once, and each command gets a fork of that.
-SERVER = """
-import json, os, signal, socket, subprocess, sys, time, types
+IMPORTS = """
+import json, os, subprocess, sys, time, types
 import sklearn.datasets
 import torch.distributed.run
 import torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler as of_torchrun
@@ -198,28 +195,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from prunelab.cli import main
 from prunelab.launcher import end_with_launcher
 import prunelab.pruning.criteria
-
-connection = socket.socket(fileno=int(sys.argv[1]))
-connection.send(b"ready")
-while True:
-    message, files, *_ = socket.recv_fds(connection, 2**16, 1)
-    if not message:  # the tests are gone
-        os.killpg(0, signal.SIGKILL)
-    request = json.loads(message)
-    if "ended" in request:
-        answer = os.waitstatus_to_exitcode(os.waitpid(request["ended"], 0)[1])
-    elif answer := os.fork():
-        os.close(files[0])
-    else:
-        break
-    connection.send(json.dumps(answer).encode())
-connection.close()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a shell, whatever the tests were started from
-for stream in (1, 2):
-    os.dup2(files[0], stream)
-os.close(files[0])
-os.chdir(request["directory"])
-os.environ |= request["environment"]
+"""
+THEN = """
 is_torchrun, num_others = request["torchrun"], request["processes"] - (not request["torchrun"])
 others = []
 
@@ -296,7 +273,7 @@ class Command:
 
     def __init__(
         self,
-        server: socket.socket,
+        server: Forks,
         arguments: list[str],
         directory: Path,
         processes: int = 1,
@@ -305,16 +282,9 @@ class Command:
     ) -> None:
         self._server = server
         reader, writer = os.pipe()
-        request = {
-            "arguments": arguments,
-            "directory": str(directory),
-            "environment": environment,
-            "processes": processes,
-            "torchrun": torchrun,
-        }
-        socket.send_fds(server, [json.dumps(request).encode()], [writer])
+        told = {"arguments": arguments, "processes": processes, "torchrun": torchrun}
+        self.pid = server.start(writer, directory, environment, **told)
         os.close(writer)
-        self.pid: int = json.loads(server.recv(100))
         self.lines: list[str] = []
         self._output = os.fdopen(reader)
         self._code: int | None = None
@@ -341,8 +311,7 @@ class Command:
         if self._code is None:
             with self._output:
                 self.lines += self._output
-            self._server.send(json.dumps({"ended": self.pid}).encode())
-            self._code = json.loads(self._server.recv(100))
+            self._code = self._server.end(self.pid)
         return self._code
 
     @property
@@ -353,21 +322,8 @@ class Command:
 @pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Command]]:
     """launch(arguments, directory, **environment) -> the Command; none of them outlives the tests."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", SERVER, str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    theirs.close()
-    try:
-        assert ours.recv(100) == b"ready"
-        yield partial(Command, ours)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        ours.close()
+    with forks(IMPORTS, THEN) as server:
+        yield partial(Command, server)
 
 
 @pytest.fixture

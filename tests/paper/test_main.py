@@ -77,7 +77,11 @@ def test_interrupted_without_measurements_kept(tmp_path, capsys, monkeypatch):
         (["critical_compression", "--seed", "1"], "unrecognized arguments: --seed 1"),
         (["schedule", "--rounds", "0"], "expected a whole number of at least 1, got 0"),
         (["schedule", "--round", "3"], "unrecognized arguments: --round 3"),
-        (["training_conservation", "--trainings", "0.1"], "expected RATE,DECAY, such as 0.01,0.001, got 0.1"),
+        (
+            ["training_conservation", "--trainings", "0.1"],
+            "expected RATE,DECAY or RATE,DECAY,SCALE, such as 0.01,0.001, got 0.1",
+        ),
+        (["training_conservation", "--trainings", "0.1,0,0"], "such as 0.01,0.001, got 0"),
         (["conservation", "--network", "resnet20"], "a chain, such as vgg16_bn"),
         (["conservation", "--network", "vgg16_bn", "--image_size", "8"], "16"),
         (

@@ -1,4 +1,4 @@
-"""The sweeps of figures 1 and 6 are what the paper ran."""
+"""The sweeps of figures 1 and 6 are what the paper ran; those of figure 5a end at one compression."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from prunelab.cli import build_parser, resolve
 from prunelab.command_line import read_command
+from prunelab.experiment.levels import Tickets
 from prunelab.sweep.file import find_sweep, read_sweep
 
 CRITERIA = {"random", "magnitude", "snip", "grasp", "synflow"}
@@ -55,3 +56,22 @@ def test_settings_of_figure_6():
         assert config.pruning.criterion.init_args.batch_norm == "running"
         assert config.pruning.on_collapse == "train"
     assert found == {(net, data) for net in CIFAR for data in ("cifar10", "cifar100", "tiny_imagenet")}
+
+
+@pytest.mark.parametrize(
+    ("name", "largest", "num_levels", "num_trainings"),
+    [("synflow_figure5a", 3, {12, 6, 3, 1}, 90), ("synflow_figure5a_quick", 2.5, {10, 5, 2, 1}, 102)],
+)
+def test_cycles_of_figure_5a_end_at_one_compression(name, largest, num_levels, num_trainings):
+    parser = build_parser()
+    found, trainings = {}, 0
+    for cell in read_sweep(find_sweep(name)).cells:
+        config = resolve(parser, read_command([*cell.words]).config)
+        tickets = Tickets(levels=config.tickets.levels, density_per_level=config.tickets.density_per_level)
+        ratio = config.pruning.compression_ratio
+        densities = tickets.pruned_densities(None if ratio is None else 1 / ratio)
+        found[tickets.levels] = min(densities[-1], found.get(tickets.levels, 1))
+        trainings += 1 + len(densities)
+    assert set(found) == num_levels
+    assert list(found.values()) == pytest.approx([10**-largest] * len(found))
+    assert trainings == num_trainings

@@ -52,3 +52,14 @@ def test_decay_rebalances(subject):
     assert slopes[decays, 3] < slopes[decays, 0] - 0.1
     assert slopes[stays, 3] == pytest.approx(slopes[stays, 0], abs=1e-6)
     assert len(result.rows) == 2 * 4 * 3
+
+
+def test_from_smaller_weights_training_alone_rebalances(subject):
+    """The same sum of squares added to every layer: soon it is most of what is there, if little was."""
+    trainings = [Training(0.01, 0.0), Training(0.01, 0.0, scale=0.3)]
+    result = training_conservation(subject, trainings, 4, 32, quiet)
+    rows = {(row["training"], row["epoch"]): row for row in result.rows if row["layer_size"] == 19_200}
+    usual, smaller = map(str, trainings)
+    assert rows[smaller, 0]["mean_square"] == pytest.approx(0.09 * rows[usual, 0]["mean_square"])
+    assert rows[smaller, 0]["slope"] == pytest.approx(rows[usual, 0]["slope"])
+    assert rows[smaller, 4]["slope"] < rows[usual, 4]["slope"] - 0.05

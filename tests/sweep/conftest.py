@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +14,7 @@ import pytest
 
 from prunelab.sweep.file import read_sweep
 
+from ..forks import Forks, forks
 from .pretended import Written
 
 if TYPE_CHECKING:
@@ -48,34 +45,13 @@ Value = TypeVar("Value")
 PATIENCE = 200.0  # seconds, on a machine that is busy
 MARK = "SWEEP_TEST_MARK"
 
-# what a sweep needs is imported once, and each command is a fork of that
-SERVER = """
-import json, os, signal, socket, sys
+IMPORTS = """
 import prunelab.sweep.drive, prunelab.sweep.plan, prunelab.sweep.plan_text
 import prunelab.pruning.criteria, matplotlib.figure
 import prunelab.cli
 from prunelab.sweep.__main__ import main
-connection = socket.socket(fileno=int(sys.argv[1]))
-connection.send(b"ready")
-while True:
-    message, files, *_ = socket.recv_fds(connection, 2**16, 1)
-    if not message:
-        os._exit(0)
-    request = json.loads(message)
-    if "ended" in request:
-        answer = os.waitstatus_to_exitcode(os.waitpid(request["ended"], 0)[1])
-    elif answer := os.fork():
-        os.close(files[0])
-    else:
-        break
-    connection.send(json.dumps(answer).encode())
-connection.close()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as from a shell, whatever the tests were started from
-for stream in (1, 2):
-    os.dup2(files[0], stream)
-os.close(files[0])
-os.chdir(request["directory"])
-os.environ |= request["environment"]
+"""
+THEN = """
 sys.path.append(os.getcwd())  # as python -m does
 code = 1
 try:
@@ -100,18 +76,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Command:
     """A sweep, or a run of train.py, in a process of its own; all that it starts carries a mark."""
 
-    def __init__(self, server: socket.socket, arguments: list[str], directory: Path, **environment: str) -> None:
+    def __init__(self, server: Forks, arguments: list[str], directory: Path, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
         self.printed = directory / f"{self.mark}.txt"
         self._server = server
-        request = {
-            "arguments": arguments,
-            "directory": str(directory),
-            "environment": {MARK: self.mark, "SLOW": "0.1", **environment},
-        }
+        own = {MARK: self.mark, "SLOW": "0.1", **environment}
         with self.printed.open("wb") as output:
-            socket.send_fds(server, [json.dumps(request).encode()], [output.fileno()])
-            self.pid: int = json.loads(server.recv(100))
+            self.pid = server.start(output.fileno(), directory, own, arguments=arguments)
         self._code: int | None = None
 
     @property
@@ -133,8 +104,7 @@ class Command:
     def end(self) -> int:
         """Its exit code, once it has ended; below 0 the signal that killed it."""
         if self._code is None:
-            self._server.send(json.dumps({"ended": self.pid}).encode())
-            self._code = json.loads(self._server.recv(100))
+            self._code = self._server.end(self.pid)
         return self._code
 
     def processes(self) -> dict[int, tuple[int, str]]:
@@ -160,26 +130,13 @@ class Command:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", SERVER, str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    theirs.close()
-    try:
-        assert ours.recv(100) == b"ready"
-        yield ours
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        ours.close()
+def server() -> Iterator[Forks]:
+    with forks(IMPORTS, THEN) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def start(server: socket.socket) -> Iterator[Callable[..., Command]]:
+def start(server: Forks) -> Iterator[Callable[..., Command]]:
     """start(arguments, directory, **environment) -> the Command; what the tests leave running is killed."""
     commands: list[Command] = []
 

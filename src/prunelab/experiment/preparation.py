@@ -22,8 +22,8 @@ from prunelab.pruning import Masks, PruningError, prunable_names
 from prunelab.pruning.allocation import round_half_up
 from prunelab.training import Classifier, PruningAtInit
 from prunelab.training.compacting import KEY, in_full
+from prunelab.training.finding import load_masks
 from prunelab.training.network import find_network
-from prunelab.training.pruning_at_init import load_masks
 from prunelab.training.resume import read_checkpoint
 from prunelab.training.rewind import Checkpoint, Rewind, start_checkpoint
 from prunelab.training.ticket import Ticket

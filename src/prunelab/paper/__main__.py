@@ -146,9 +146,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--trainings",
                 nargs="+",
                 type=_training,
-                default=[Training(0.0005, 0.0), Training(0.01, 0.01)],
-                metavar="RATE,DECAY",
-                help="learning rate and weight decay of each training (default: 0.0005,0 0.01,0.01)",
+                default=[Training(0.0005, 0.0), Training(0.01, 0.01), Training(0.02, 0.0, 0.5)],
+                metavar="RATE,DECAY[,SCALE]",
+                help="learning rate and weight decay of each training, and a factor of its weights at initialisation "
+                "(default: 0.0005,0 0.01,0.01 0.02,0,0.5)",
             )
             _option(sub, "--epochs", type=_count, default=40)
             _option(sub, "--batch_size", type=_count, default=32)
@@ -187,11 +188,11 @@ def _exponent(text: str) -> float:
 
 
 def _training(text: str) -> Training:
-    wanted = "RATE,DECAY, such as 0.01,0.001"
-    rate, comma, decay = text.partition(",")
-    if not comma:
+    wanted = "RATE,DECAY or RATE,DECAY,SCALE, such as 0.01,0.001"
+    parts, limits = text.split(","), ((1e-12, 1e3), (0, 1), (1e-6, 1e6))
+    if len(parts) not in (2, 3):
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
-    return Training(_number(rate, (1e-12, 1e3), wanted), _number(decay, (0, 1), wanted))
+    return Training(*(_number(part, accepts, wanted) for part, accepts in zip(parts, limits, strict=False)))
 
 
 def _share(text: str) -> float:

@@ -22,13 +22,15 @@ from prunelab.report.repeats import aligned_table
 
 @dataclass(frozen=True)
 class Training:
-    """SGD with momentum .9 and constant rate."""
+    """SGD with momentum .9 and constant rate. scale: of the weights at initialisation."""
 
     lr: float
     weight_decay: float
+    scale: float = 1.0
 
     def __str__(self) -> str:
-        return f"learning rate {self.lr:g}, weight decay {self.weight_decay:g}"
+        smaller = f", initial weights times {self.scale:g}" if self.scale != 1 else ""
+        return f"learning rate {self.lr:g}, weight decay {self.weight_decay:g}{smaller}"
 
 
 def train_epoch(
@@ -83,6 +85,8 @@ def _train(subject: Subject, training: Training, epochs: int, batch_size: int, s
     options: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "momentum": 0.9}
     optimizer, order = torch.optim.SGD(net.parameters(), **options), torch.Generator().manual_seed(subject.seed)
     sizes = {name: mask.numel() for name, mask in subject.dense.items()}
+    for name in sizes:
+        net.get_parameter(name).data.mul_(training.scale)
     rows: list[dict[str, Any]] = []
     start: dict[str, float] = {}
     for epoch in range(epochs + 1):

@@ -19,17 +19,17 @@ MEMORY = 40  # multiplications that take as long as reading a weight and writing
 
 class FlowRounds:
     """The state of SynFlow's rounds: scores, values and positions of the kept weights stay in lists beside the network.
-    Measured, network included, with 1e8 weights and only 3 rounds, which drop most of them at once: 14 times the bytes
-    of the float32 weights in float64, 11 times in float32.
+    Measured, network included, with 1e8 weights and only 3 rounds, which drop most of them at once: 10 times the bytes
+    of the float32 weights in float64, 7 times in float32.
 
     On the CPU, passes go through blocks of the weights (`blocks.py`) once those have become small. In float64 what is
     dropped stays what whole passes drop, with as many threads; in float32 rounding decides, as it does anyway. Where,
-    in float64, the scores next to the threshold, above and below,
-    are so close that the order of additions could have decided, the round is scored again by a whole pass, whose
-    rounding then decides as it does without blocks: on another machine, or with other threads, it may decide otherwise.
-    Before blocks are used at all, a whole pass has to give the same gradients, and nothing may be seen in the network
-    for which there is no bound (`Uses.is_bounded`; nor may anything underflow, or the largest of equal numbers be taken
-    from another place). Scores agree to about 1e-15 of each then; without blocks they are the same bit for bit.
+    in float64, the scores next to the threshold, above and below, are so close that the order of additions could have
+    decided, the round is scored again by a whole pass, whose rounding then decides as it does without blocks: on
+    another machine, or with other threads, it may decide otherwise. Before blocks are used at all, a whole pass has to
+    give the same gradients, and nothing may be seen in the network for which there is no bound (`Uses.is_bounded`; nor
+    may anything underflow, or the largest of equal numbers be taken from another place). Scores agree to about 1e-15
+    of each then; without blocks they are the same bit for bit.
 
     masks: what the first round starts from. times_weight: whether the score is gradient times weight. of_log: whether
     scores are those of log R, those of R over R. check: is given the number of scores that are 0 of each layer, once.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,26 +14,22 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from prunelab.compaction import ChannelIndex, CompactionError, compact, shrink
-from prunelab.pruning import Criterion, Masks, PruningError, Scoring, prunable_names, prune
+from prunelab.compaction import ChannelIndex
+from prunelab.pruning import Criterion, Masks, PruningError, prunable_names
 from prunelab.pruning.allocation import Allocation
 from prunelab.pruning.density import density_from
-from prunelab.pruning.gradients import scoring_loss
-from prunelab.pruning.preflight import Preflight, preflight
+from prunelab.pruning.preflight import Preflight
 from prunelab.pruning.schedules import Schedule
 from prunelab.pruning.scoring import Batch, Loss
 from prunelab.pruning.selection import Scope
-from prunelab.pruning.transfer import transferred
 from prunelab.training import compacting
-from prunelab.training.dead_weights import DeadWeights
-from prunelab.training.keep_pruned import KeepPruned, weight_averages
+from prunelab.training.finding import Found, batches_for, find_masks, judge, load_masks, one_thread, take_masks
+from prunelab.training.keep_pruned import KeepPruned
 from prunelab.training.network import find_network, like_weights, load_weights
 from prunelab.training.ranks import check_alike
-from prunelab.training.scoring_data import example_input, scoring_batches
+from prunelab.training.scoring_data import example_input
 from prunelab.training.sharded import check_sharded, check_strategy, reshard, restores_late, whole_copy
 from prunelab.training.ticket import Ticket, weights_in_place
-
-SAMPLES_PER_CLASS = 10
 
 
 class PruningAtInit(Callback):
@@ -123,8 +118,6 @@ class PruningAtInit(Callback):
         self.seed = seed
         self.compact = compact
         self.compact_multiple = compact_multiple
-        self.index: ChannelIndex | None = None
-        self.not_compacted: str | None = None
         self.masks: Masks | None = None
         self.preflight: Preflight | None = None
         self.seconds_scoring = 0.0
@@ -133,9 +126,8 @@ class PruningAtInit(Callback):
         self.follows_dead_weights = False
         self.given: Masks | None = None
         self.given_digest: str | None = None
-        self.dead: DeadWeights | None = None
+        self._compaction = compacting.Compaction()
         self._is_new = False
-        self._full_parameters: list[nn.Parameter] = []
         if samples_per_class is not None and not (criterion is not None and criterion.needs_batches):
             raise PruningError(f"samples_per_class: {type(criterion or masks_from).__name__} scores without data")
 
@@ -161,40 +153,34 @@ class PruningAtInit(Callback):
         if self.weights_from is not None and self.masks is None:
             self._load_weights(trainer, find_network(pl_module, self.net), self.weights_from)
         if self.compact:
-            net = find_network(pl_module, self.net)
-            self._check_compactible(trainer, net)
-            if self.masks is None:
-                compacting.start_together(trainer, net, self.ticket.start)
-                masks = self._prune(trainer, pl_module, net)
-                self._find_channels(trainer, pl_module, net, masks)
-                self._is_new = True
-            if self.index is not None:
-                self._full_parameters = list(net.parameters())
-                shrink(net, self.index)
-                compacting.accept_full_weights(net, self.index)
+            self._make_compact(trainer, pl_module, find_network(pl_module, self.net))
 
-    def _check_compactible(self, trainer: Trainer, net: nn.Module) -> None:
-        if self.masks is None and compacting.is_compact(net):
-            raise PruningError("compact: the network is a compact one already, its masks would not be the full one's")
-        if weight_averages(trainer):
-            raise PruningError("compact: PruningAtInit goes before weight averaging, which copies the network")
-        if (self.ticket.mask_1, self.ticket.keep_sign, self.ticket.mask_0) != ("rewind", False, "zero"):
-            raise PruningError("compact: goes with kept weights that rewind and pruned weights that are 0")
+    def _make_compact(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> None:
+        compacting.check_compactible(trainer, net, self.ticket, has_masks=self.masks is not None)
+        if self.masks is None:
+            # before the network has found its place in the Trainer: it goes where it will train by itself
+            compacting.start_together(trainer, net, self.ticket.start)
+            masks = self._prune(trainer, pl_module, net)
+            self._compaction.find(
+                trainer,
+                net,
+                masks,
+                self._example(trainer, pl_module, net),
+                multiple=self.compact_multiple,
+                follows_dead_weights=self.follows_dead_weights,
+            )
+            self._is_new = True
+        self._compaction.shrink(net)
 
-    def _find_channels(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module, masks: Masks) -> None:
-        """Before the network has found its place in the Trainer: it goes where it will train by itself."""
-        example = self._example(trainer, pl_module, net)
-        try:
-            small = compact(net, masks, example, multiple=self.compact_multiple)
-        except CompactionError as error:
-            self.not_compacted = str(error)
-            warnings.warn(f"not compacted, trains masked: {error}", stacklevel=2)
-            return
-        self.index = small.index
-        if self.follows_dead_weights:
-            self.dead = DeadWeights.of(net, masks, small.index)
-        if trainer.is_global_zero:
-            print(compacting.summary(net, small, masks, example), flush=True)
+    @property
+    def index(self) -> ChannelIndex | None:
+        """The map from the compact network to the full one; None if the full one trains."""
+        return self._compaction.index
+
+    @property
+    def not_compacted(self) -> str | None:
+        """Why the network trains masked although it was to be compact."""
+        return self._compaction.not_compacted
 
     @property
     def held_masks(self) -> Masks | None:
@@ -225,25 +211,10 @@ class PruningAtInit(Callback):
             return
         # found in setup, restored from the checkpoint, or a second fit with this callback
         held.apply_to(net, self.frozen)
-        if self.index is not None:
-            self._join_optimizers(trainer, net, self.index)
+        self._compaction.join(trainer.optimizers, net)
         if trainer.is_global_zero and not self._is_new:
             print(f"masks already there, density {self.masks.density:.6g}: scoring skipped", flush=True)
         self._is_new = False
-
-    def _join_optimizers(self, trainer: Trainer, net: nn.Module, index: ChannelIndex) -> None:
-        """Raises: PruningError for an optimizer that has the full network's parameters."""
-        gone = {id(parameter) for parameter in self._full_parameters} - {id(own) for own in net.parameters()}
-        self._full_parameters = []
-        for optimizer in trainer.optimizers:
-            if any(id(parameter) in gone for group in optimizer.param_groups for parameter in group["params"]):
-                raise PruningError(
-                    "compact: the optimizer was given parameters before the network became smaller; take them in "
-                    "configure_optimizers"
-                )
-            if self.dead is not None:
-                self.dead.follow(optimizer, net)
-            compacting.accept_full_slots(optimizer, net, index)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> Masks:
         started = time.monotonic()
@@ -252,7 +223,7 @@ class PruningAtInit(Callback):
             seed = trainer.strategy.broadcast(torch.initial_seed() if self.seed is None else self.seed)
             torch.manual_seed(seed)  # of the loader that scoring may read
             whole = whole_copy(net) if restores_late(trainer) else net
-            with weights_in_place(whole, self.ticket.weights), _one_thread():
+            with weights_in_place(whole, self.ticket.weights), one_thread():
                 found = self._find(trainer, pl_module, whole, torch.Generator().manual_seed(seed))
             check_alike(trainer, "scoring", {"masks": found.masks.digest()})
             self.masks, self.preflight = found.masks, found.report
@@ -263,9 +234,41 @@ class PruningAtInit(Callback):
         self.seconds_scoring = time.monotonic() - started
         if trainer.is_global_zero:
             print(self.preflight, flush=True)
-        self._judge(self.preflight)
-        _notify(trainer, "on_pruned", pl_module, self.preflight, found.scores or {}, self.masks)
+        judge(self.preflight, fail=self.on_collapse == "fail")
+        _notify(trainer, "on_pruned", pl_module, self.preflight, found.scores, self.masks)
         return self.masks
+
+    def _find(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module, generator: torch.Generator) -> Found:
+        names = prunable_names(net, self.include, self.exclude)
+        example = self._example(trainer, pl_module, net)
+        needs_path = self.on_collapse != "train"
+        if self.given is None and self.masks_from is not None:
+            self.given = load_masks(self.masks_from)
+        if self.given is not None:
+            self.given_digest = self.given.digest()
+            return take_masks(net, self.given, names, example, needs_path=needs_path)
+        density = check_density_given(self.density)
+        if self.criterion is None:
+            raise RuntimeError("there is neither a criterion nor masks")
+        given_batches, samples = self._given_batches(), self.samples_per_class
+        return find_masks(
+            net,
+            self.criterion,
+            density=density,
+            example_input=example,
+            masks=self.ticket.masks.to(example.device) if self.ticket.masks else Masks.dense(net, names),
+            batches=batches_for(self.criterion, trainer, given_batches, samples, net, example),
+            rounds=self.rounds,
+            loss=self.loss,
+            on_round=partial(_notify, trainer, "on_pruning_round", pl_module),
+            needs_path=needs_path,
+            schedule=self.schedule,
+            scope=self.scope,
+            allocation=self.allocation,
+            min_layer_density=self.min_layer_density,
+            initial=self.ticket.initial,
+            generator=generator,
+        )
 
     def _example(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> Tensor:
         return like_weights(example_input(trainer, pl_module, self._given_batches()), net)
@@ -275,112 +278,12 @@ class PruningAtInit(Callback):
             self.batches = list(self.batches)  # it may be readable only once
         return self.batches
 
-    def _find(self, trainer: Trainer, pl_module: LightningModule, net: nn.Module, generator: torch.Generator) -> _Found:
-        names = prunable_names(net, self.include, self.exclude)
-        example = self._example(trainer, pl_module, net)
-        given = self._given(net, names)
-        if given is None:
-            start = self.ticket.masks.to(example.device) if self.ticket.masks else None
-            start = start or Masks.dense(net, names)
-            return self._score(trainer, pl_module, net, start, example, generator)
-        return _Found(given, self._preflight(net, given, example, density_requested=given.density), None)
-
-    def _given(self, net: nn.Module, names: Sequence[str]) -> Masks | None:
-        if self.given is None and self.masks_from is not None:
-            self.given = load_masks(self.masks_from)
-        if self.given is None:
-            return None
-        self.given_digest = self.given.digest()
-        return transferred(self.given, net, names)
-
-    def _score(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        net: nn.Module,
-        start: Masks,
-        example: Tensor,
-        generator: torch.Generator,
-    ) -> _Found:
-        criterion, density = self.criterion, check_density_given(self.density)
-        if criterion is None:
-            raise RuntimeError("there is neither a criterion nor masks")
-        batches = self._batches(criterion, trainer, net, example)
-        num_rounds = criterion.rounds if self.rounds is None else self.rounds
-        last: dict[str, Any] = {"scores": None, "scored": start, "kept": start}
-
-        def on_round(index: int, density: float, scores: Mapping[str, Tensor], masks: Masks) -> None:
-            last.update(scores=scores, scored=start if criterion.revives else last["kept"], kept=masks)
-            _notify(trainer, "on_pruning_round", pl_module, index, num_rounds, density, scores, masks)
-
-        masks = prune(
-            net,
-            criterion,
-            density=density,
-            example_input=example,
-            masks=start,
-            batches=batches,
-            rounds=self.rounds,
-            schedule=self.schedule,
-            scope=self.scope,
-            allocation=self.allocation,
-            min_layer_density=self.min_layer_density,
-            on_round=on_round,
-            loss=self.loss,
-            initial=self.ticket.initial,
-            generator=generator,
-        )
-        loss = None
-        if batches:
-            scoring = Scoring(net, start, example, batches=batches, loss=self.loss)
-            loss = scoring_loss(scoring, batch_norm=getattr(criterion, "batch_norm", "running"))
-        report = self._preflight(
-            net,
-            masks,
-            example,
-            density_requested=density,
-            scores=last["scores"],
-            scored_masks=last["scored"],
-            scoring_loss=loss,
-        )
-        return _Found(masks, report, last["scores"])
-
-    def _batches(
-        self,
-        criterion: Criterion,
-        trainer: Trainer,
-        net: nn.Module,
-        example: Tensor,
-    ) -> list[Batch]:
-        if not criterion.needs_batches:
-            return []
-        samples = SAMPLES_PER_CLASS if self.samples_per_class is None else self.samples_per_class
-        found = scoring_batches(trainer, self._given_batches(), samples, net, example)
-        return [tuple(like_weights(part, net) for part in batch[:2]) for batch in found]
-
-    def _preflight(self, *measured: Any, **settings: Any) -> Preflight:
-        return preflight(*measured, **settings, needs_path=self.on_collapse != "train")
-
-    def _judge(self, report: Preflight) -> None:
-        if report.effective_density == 0:
-            warnings.warn("no path leads from input to output: only what lies behind the break can learn", stacklevel=2)
-        if not report.collapsed_layers:
-            return
-        message = f"layer collapse: {', '.join(report.collapsed_layers)} kept no weight"
-        if self.on_collapse == "fail":
-            raise PruningError(message)
-        warnings.warn(message, stacklevel=2)
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.index is not None:
-            net = find_network(pl_module, self.net)
-            checkpoint[compacting.KEY] = compacting.described(self.net, net, self.index, trainer.optimizers)
-            if self.dead is not None:
-                checkpoint[compacting.KEY]["dead"] = self.dead.state_dict()
+        self._compaction.save(checkpoint, pl_module, self.net, trainer.optimizers)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if (index := compacting.index_in(checkpoint)) is not None:
-            self.index = index
+            self._compaction.index = index
 
     def resume_from(self, checkpoint: Mapping[str, Any]) -> None:
         """Take masks and channels from a checkpoint (as read from its file) that `fit` will be given: with `compact`
@@ -389,9 +292,7 @@ class PruningAtInit(Callback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is not None and state["masks"] is not None:
             self.load_state_dict(state)
-            self.index = compacting.index_in(checkpoint)
-            if "dead" in checkpoint.get(compacting.KEY, {}):
-                self.dead = DeadWeights.from_state(checkpoint[compacting.KEY]["dead"])
+            self._compaction.resume_from(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that checkpoints load with torch's default `weights_only=True`."""
@@ -410,14 +311,7 @@ class PruningAtInit(Callback):
         self.given_digest = state_dict["given_digest"]
         self.preflight = None if state_dict["preflight"] is None else Preflight(**state_dict["preflight"])
         self.seconds_scoring = state_dict["seconds_scoring"]
-        self.not_compacted = state_dict.get("not_compacted")  # checkpoints from before compaction lack it
-
-
-@dataclass(frozen=True)
-class _Found:
-    masks: Masks
-    report: Preflight
-    scores: dict[str, Tensor] | None
+        self._compaction.not_compacted = state_dict.get("not_compacted")  # checkpoints from before compaction lack it
 
 
 def check_density_given(density: float | None) -> float:
@@ -425,30 +319,6 @@ def check_density_given(density: float | None) -> float:
     if density is None:
         raise PruningError("give exactly one of density, sparsity and compression_ratio, got none of them")
     return density
-
-
-def load_masks(path: str) -> Masks:
-    """Raises: PruningError if the file is missing or holds no masks."""
-    try:
-        return Masks.load(path)
-    except OSError as error:
-        raise PruningError(f"masks_from: there is no masks file {path}") from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for all that decides about masks, in every process of every run.
-
-    Launchers give each of n processes an n-th of the cores, and another number of threads adds up in another order, in
-    float64 too: the last bits of the scores differ, and with them, where two are nearly equal, the masks. One is the
-    number that every process has a core for.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _notify(trainer: Trainer, hook: str, pl_module: LightningModule, *arguments: Any) -> None:
