@@ -37,7 +37,7 @@ from prunelab.pruning import Masks, flow_rounds, prunable_names, prune
 from prunelab.pruning.criteria import SynFlow
 
 WARM_UP = 5  # rounds of each version before anything is timed
-# title, pixels, and how many times the turns: those of less than a second scatter more
+# title, pixels, and how many times the turns: those of a second scatter more than longer ones
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], int, int]] = {
     "resnet20": ("ResNet-20", resnet20, 32, 3),
     "vgg16_bn": ("VGG-16-BN", vgg16_bn, 32, 1),
@@ -174,9 +174,8 @@ def main() -> None:
     if options.quick:
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    told = (
-        f"{options.rounds} rounds to density {options.density:g}, {options.turns} turns, ResNet-20 three times as many"
-    )
+    more = [f"{title} {times} times as many" for title, _, _, times in NETWORKS.values() if times > 1]
+    told = ", ".join([f"{options.rounds} rounds to density {options.density:g}, {options.turns} turns", *more])
     (options.output / "synflow.json").write_text(json.dumps({"machine": where, "told": told, "rows": rows}, indent=1))
     (options.output / "synflow.md").write_text(f"# SynFlow, {told}\n\n{where}\n\n{table(rows)}\n")
 

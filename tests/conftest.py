@@ -18,12 +18,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_signal_ignored() -> None:
-    """As from a shell, whatever the tests were started from: in the background, or under nohup, some signals are
-    ignored, by all that the tests start, too."""
-    for number, handler in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, signal.SIG_DFL),
-        (signal.SIGHUP, signal.SIG_DFL),
-    ):
+    """As from a shell, whatever the tests were started from: in the background SIGINT is ignored, by all that the tests
+    start, too."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)

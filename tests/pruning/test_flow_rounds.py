@@ -93,6 +93,24 @@ def test_masks_of_every_round_are_those_of_whole_passes(name: str, knobs: dict[s
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
 
 
+def test_blocks_are_taken_for_the_memory_that_they_save() -> None:
+    """Most multiplications are the convolution's, which stays; most weights the linear layers', which nearly go."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        *(nn.Linear(4, 500, bias=False), nn.ReLU(), nn.Linear(500, 10, bias=False)),
+    )
+    with seen() as found:
+        masks = prune(seeded(net, 0), SynFlow(rounds=25), density=0.03, example_input=torch.zeros(1, 3, 32, 32))
+    (rounds,) = found
+    convolution, *linear = rounds._blocks
+    assert convolution.weight.shape == convolution.shape
+    assert masks.layer_num_kept()["0.weight"] > 0
+    num_products = 108 * 1024 + sum(block.weight.numel() for block in linear)
+    assert num_products > WORTH * (108 * 1024 + 7000)
+    assert not rounds._is_whole
+
+
 def test_each_layer_of_a_chain_has_the_same_sum_of_scores() -> None:
     def on_round(index: int, density: float, scores: Any, masks: Masks) -> None:
         sums = torch.stack([values.sum() for values in scores.values()])

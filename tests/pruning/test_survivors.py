@@ -103,3 +103,36 @@ def test_nothing_waits_for_the_device() -> None:
     assert [part.shape[0] for part in survivors.kept_by_layer()] == [60, 40]
     with pytest.raises(RuntimeError, match=r"meta|Tensor.item"):
         survivors.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_minus_zero_is_a_score_of_zero(kind: Kind) -> None:
+    survivors = kind(torch.ones(4), torch.ones(4, dtype=torch.bool), [4], 4)
+    survivors.score([torch.tensor([1.0, -0.0, 0.0, 2.0])])
+    survivors.drop(3, torch.ones(4))
+    survivors.check()
+    assert survivors.kept_by_layer()[0].tolist() == [True, False, True, True]  # of equal ones the earlier goes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", [torch.inf, torch.nan])
+def test_a_weight_that_is_not_finite_is_refused(kind: Kind, wrong: float) -> None:
+    """Also among so many dropped ones that the lists are made anew before the first score."""
+    for num_kept in (10, 3):
+        values, kept = torch.ones(10), torch.arange(10) >= 10 - num_kept
+        values[9] = wrong
+        survivors = kind(values, kept, [10], num_kept)
+
+        def score(survivors: SurvivorLists | FixedSurvivors = survivors) -> None:
+            survivors.score([torch.ones(10)])
+            survivors.check()
+
+        with pytest.raises(PruningError, match="inf or NaN"):
+            score()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_over_a_divisor(kind: Kind) -> None:
+    survivors = kind(torch.full((3,), 2.0), torch.tensor([True, False, True]), [1, 2], 2)
+    survivors.score([torch.tensor([3.0]), torch.tensor([5.0, 7.0])], 4.0)
+    assert torch.cat([survivors.scores(0), survivors.scores(1)]).tolist() == [1.5, 0, 3.5]

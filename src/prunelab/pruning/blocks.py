@@ -74,8 +74,8 @@ class Block:
     def around(self, kept: Tensor) -> Block:
         """The smallest block within this one that holds all of `kept`, a bool tensor of the part; at least 1 by 1."""
         weight, found = self.weight.detach(), []
-        counts = kept.view(torch.uint8)  # the largest of them are found 40 times faster than any() of bools
-        lives = counts.flatten(1).amax(1).bool(), counts.amax(0).flatten().view(kept.shape[1], -1).amax(1).bool()
+        bits = kept.view(torch.uint8)  # of large layers their maxima are found many times faster than any() of bools
+        lives = bits.flatten(1).amax(1).bool(), bits.amax(0).flatten().view(kept.shape[1], -1).amax(1).bool()
         for live, before, dimension in zip(lives, (self.rows, self.columns), (0, 1), strict=True):
             live[0] |= not live.any()
             if live.all():

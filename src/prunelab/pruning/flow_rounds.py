@@ -14,7 +14,7 @@ from prunelab.pruning.survivors import FixedSurvivors, SurvivorLists
 
 LOOK_AGAIN = 0.75  # share of the kept weights that is left since smaller blocks were looked for last
 WORTH = 0.8  # share of the work that is left in smaller blocks
-MEMORY = 40  # multiplications that take as long as reading a weight and writing its gradient: 3x3 kernels, 2 CPU cores
+MEMORY = 40  # multiplications that take as long as reading a weight and writing its gradient, in VGG-16 on 2 CPU cores
 
 
 class FlowRounds:

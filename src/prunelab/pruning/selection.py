@@ -136,9 +136,9 @@ def _kth_smallest(values: Tensor, k: int) -> Tensor:
 def lowest(values: np.ndarray, k: int) -> tuple[np.ndarray, float]:
     """Ascending positions of all values up to the k-th smallest, k from 1, and that one; NaN is larger than any.
 
-    More than k positions where others equal it. If k is a small share, only few values are looked at twice.
+    More than k positions where others equal it. Of many values, if k is a small share, few are looked at twice.
     """
-    if k < _FEW * len(values):
+    if len(values) > _MANY and k < _FEW * len(values):
         near = np.flatnonzero(values <= _bracket(values, k)[1])
         if len(near) >= k:
             low = values[near]
@@ -150,19 +150,18 @@ def lowest(values: np.ndarray, k: int) -> tuple[np.ndarray, float]:
 
 def kth_smallest(values: np.ndarray, k: int) -> float:
     """The k-th smallest number, k from 1; NaN counts as larger than any. The values are not changed."""
-    low, high = _bracket(values, k)
-    num_below = np.count_nonzero(values < low)
-    between = values[(values >= low) & (values <= high)]
-    if num_below < k <= num_below + len(between):
-        return float(np.partition(between, k - num_below - 1)[k - num_below - 1])
+    if len(values) > _MANY:
+        low, high = _bracket(values, k)
+        num_below = np.count_nonzero(values < low)
+        between = values[(values >= low) & (values <= high)]
+        if num_below < k <= num_below + len(between):
+            return float(np.partition(between, k - num_below - 1)[k - num_below - 1])
     return float(np.partition(values, k - 1)[k - 1])
 
 
 def _bracket(values: np.ndarray, k: int) -> tuple[float, float]:
     """Two numbers between which the k-th smallest lies, as far as a sorted sample of many values tells."""
-    if len(values) <= _MANY:
-        return -np.inf, np.inf
-    sample = np.sort(values[:: max(len(values) // _SAMPLE, 1)])
+    sample = np.sort(values[:: len(values) // _SAMPLE])
     share = k / len(values)
     centre, spread = share * len(sample), 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
     low = sample[int(centre - spread)] if centre >= spread else -np.inf

@@ -24,7 +24,7 @@ class SurvivorLists:
 
     values: the factor of each weight's gradient in its score. kept: bool tensor. Both flat, layer after layer, of which
     `sizes` are the lengths. Between rebuilds, dropped entries have the value NaN: no comparison holds for it. The first
-    lists, which need no positions, are those of all weights.
+    lists, which need no positions, are those of all weights, and later ones lie in their memory.
     """
 
     def __init__(self, values: Tensor, kept: Tensor, sizes: Sequence[int], num_kept: int) -> None:
@@ -59,7 +59,7 @@ class SurvivorLists:
             return
         if np.count_nonzero(np.isfinite(scores)) != self.num_kept:
             raise PruningError(OVERFLOW)
-        if np.count_nonzero(scores >= 0) != self.num_kept:  # -0.0 is none of them
+        if np.count_nonzero(scores >= 0) != self.num_kept:  # of -0.0 this holds
             raise PruningError(NEGATIVE)
 
     def _rebuild(self) -> None:

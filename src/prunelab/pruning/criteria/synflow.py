@@ -43,7 +43,7 @@ class SynFlow:
     could change a mask of float64 goes back to whole ones (`flow_rounds.py`). "lean" holds nothing but masks and one
     layer's gradients (`streamed.py`; CPU only), in twice the passes, with the same masks but for scores that only
     rounding tells apart: `prune` alone, 100 rounds in float64, network included, took 1.7 times the bytes of 1e8
-    float32 weights and 2.7 times those of 1e7, "fast" 14.8 times (benchmarks/large.py). Scores and masks that are read
+    float32 weights and 2.6 times those of 1e7, "fast" 16 times (benchmarks/large.py). Scores and masks that are read
     in `on_round`, as a run's summaries do, come on top, and a run's report on its masks takes more than the lean
     rounds. "auto": fast, above 50 million weights lean.
 
