@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from matplotlib import pyplot, rcParams
 from matplotlib.figure import Figure
 
@@ -36,3 +37,18 @@ def test_a_long_title_is_broken_and_not_cut_off():
     figure.draw_without_rendering()
     box = figure.legends[0].get_title().get_window_extent()
     assert figure.bbox.x0 < box.x0 < box.x1 < figure.bbox.x1
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 11])
+@pytest.mark.parametrize(
+    "label", ["snip", "collapsed: dead layer or no path", "a method that is said in many words, " * 2]
+)
+def test_a_legend_is_not_cut_off_where_its_labels_have_room(label, count):
+    figure = Figure(figsize=(WIDTH, 3), layout="constrained")
+    add_legend(figure, "", [handle(f"{label} {place}", "black", "o", "-") for place in range(count)])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    if label == "snip":
+        assert len({round(text.get_window_extent().y0) for text in legend.get_texts()}) == -(-count // 5)

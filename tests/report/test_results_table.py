@@ -236,3 +236,20 @@ def test_the_summary_is_tidy(runs):
     assert (row["level"], row["of"]) == (0, 3)
     assert [row[f"test_accuracy.{of}"] for of in ("mean", "std", "n")] == [0.75, 0.125, 3]
     assert [row[f"macs_masked.{of}"] for of in ("mean", "std", "n")] == [7, 0, 3]
+
+
+def test_dense_levels_that_differ_in_what_is_kept_later_are_one_line(make_cell):
+    """As long as they are equal: another accuracy is another line."""
+
+    def ticket(density: float, of_dense: float) -> FinishedCell:
+        levels = [(1.0, 0, of_dense), (density, 1, 0.5)]
+        records = [
+            make_cell("magnitude", d, 0, accuracy, level=k, num_levels=2).records[0] for d, k, accuracy in levels
+        ]
+        values = {"pruning.criterion": "magnitude", "pruning.density": density, "seed_everything": 0}
+        return FinishedCell(f"run {density}", values, records)
+
+    equal = texts(results_lines(found([ticket(0.5, 0.75), ticket(0.25, 0.75)])))
+    assert [line[1:3] for line in equal[1:]] == [["0", "1"], ["1", "0.5"], ["1", "0.25"]]
+    differing = texts(results_lines(found([ticket(0.5, 0.75), ticket(0.25, 0.625)])))
+    assert [line[1:3] for line in differing[1:]] == [["0", "1"], ["0", "1"], ["1", "0.5"], ["1", "0.25"]]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axis import Axis
@@ -25,6 +26,7 @@ STYLE: dict[Any, Any] = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 150},
 }
 LEGEND_COLUMNS = 5
+LETTER, SYMBOL = 0.054, 0.55  # inches, of a legend's letter on average, and of what stands before its label
 MOST_TICKS = 12
 MOST_LETTERS = 100  # of a title, in a line as wide as a page
 
@@ -77,13 +79,22 @@ def method_handles(styles: dict[str, Look]) -> list[Line2D]:
 
 
 def add_legend(figure: Figure, title: str, handles: Sequence[Artist]) -> None:
-    """Above everything that is drawn."""
-    rows = -(-len(handles) // LEGEND_COLUMNS)
-    columns = -(-len(handles) // rows)
+    """Above everything that is drawn, in as few rows as there is room for."""
+    labels = [str(handle.get_label()) for handle in handles]
+    rows = -(-len(labels) // LEGEND_COLUMNS)
+    while rows < len(labels) and _width(labels, -(-len(labels) // rows)) > figure.get_figwidth():
+        rows += 1
+    columns = -(-len(labels) // rows)
     legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
     if title:
         legend.set_title(textwrap.fill(title, MOST_LETTERS))
         legend.get_title().set(fontsize=9, multialignment="center")
+
+
+def _width(labels: Sequence[str], columns: int) -> float:
+    """Of a legend, in inches, as matplotlib fills its columns."""
+    parts = np.array_split(np.array([len(label) for label in labels]), columns)
+    return sum(LETTER * part.max() + SYMBOL for part in parts if len(part))
 
 
 def plain_ticks(axis: Axis) -> None:

@@ -90,7 +90,10 @@ def expectations(found: Sequence[Group], expected: Sequence[Mapping[str, Any]]) 
 
 
 def results_lines(found: Sequence[Group]) -> Lines:
-    """One line for each group: settings below each other, the densest first, then in the order of the groups."""
+    """One line for each group: settings below each other, the densest first, then in the order of the groups.
+
+    The dense levels of tickets that differ only in what is kept later are equal, and one line.
+    """
     settings = list(dict.fromkeys(group.setting for group in found))
     order = sorted(range(len(found)), key=lambda i: (settings.index(found[i].setting), -found[i].budget))
     marked = {measure: marks(found, measure) for measure in MEASURES}
@@ -109,7 +112,9 @@ def results_lines(found: Sequence[Group]) -> Lines:
             "n": (_n(group), ""),
             **{title: (_percent(group, measure), marked[measure].get(i, "")) for measure, title in MEASURES.items()},
         }
-        lines.append({name: cell for name, cell in cells.items() if several.get(name, True)})
+        line = {name: cell for name, cell in cells.items() if several.get(name, True)}
+        if not (group.is_dense and line in lines):
+            lines.append(line)
     header: list[Cell] = [(name, "") for name in (lines[0] if lines else MEASURES)]
     return [header, *(list(line.values()) for line in lines)]
 
