@@ -101,10 +101,11 @@ def test_time_is_that_of_the_same_kind(here: Path) -> None:
     records = [{"seconds_scoring": 1.0, "seconds_training": 4.0}, {"seconds_scoring": 0.5, "seconds_training": 0.5}]
     assert seconds_of(records) == 6
     by_kind = seconds_by_kind([(small, 6.0), (other, 8.0)])
-    assert seconds_left([small, other, small, other], by_kind, 2) == 14
-    assert seconds_left([small], by_kind, 2) == 7
+    assert seconds_left([(small, 0), (other, 0), (small, 0), (other, 0)], by_kind, 2) == 14
+    assert seconds_left([(small, 0)], by_kind, 2) == 7
+    assert seconds_left([(small, 0), (other, 3), (small, 100)], by_kind, 2) == (7 + 4 + 0) / 2
     assert seconds_left([], by_kind, 2) == 0
-    assert seconds_left([small, large], by_kind, 2) is None
+    assert seconds_left([(small, 0), (large, 0)], by_kind, 2) is None
     assert json.loads(small.kind)[2]["max_epochs"] == 2
 
 

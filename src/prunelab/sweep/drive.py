@@ -197,7 +197,9 @@ class Driver:
                 state.state, state.reason = QUEUED, "stopped"
 
     def _seconds_left(self, slots: int) -> float | None:
-        left = [state.planned for state in self._in(QUEUED) + self._in(RUNNING)]
+        now = time.monotonic()
+        left = [(state.planned, 0.0) for state in self._in(QUEUED)]
+        left += [(state.planned, now - state.began) for state in self._in(RUNNING)]
         return seconds_left(left, seconds_by_kind(self._durations), slots)
 
     def _is_time(self, what: str, seconds: float) -> bool:

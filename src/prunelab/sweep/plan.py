@@ -117,11 +117,14 @@ def seconds_of(records: Sequence[Mapping[str, Any]]) -> float:
     return sum(record["seconds_scoring"] + record["seconds_training"] for record in records)
 
 
-def seconds_left(left: Sequence[PlannedCell], by_kind: Mapping[str, float], slots: int) -> float | None:
-    """How long the cells that are left will take, so many at a time; None if a kind of them is not known yet."""
-    if any(cell.kind not in by_kind for cell in left):
+def seconds_left(left: Sequence[tuple[PlannedCell, float]], by_kind: Mapping[str, float], slots: int) -> float | None:
+    """How long the cells that are left will take, so many at a time; None if a kind of them is not known yet.
+
+    left: with each cell the seconds that it has been running.
+    """
+    if any(cell.kind not in by_kind for cell, _ in left):
         return None
-    return sum(by_kind[cell.kind] for cell in left) / max(1, min(slots, len(left)))
+    return sum(max(0.0, by_kind[cell.kind] - spent) for cell, spent in left) / max(1, min(slots, len(left)))
 
 
 class _Resolved:

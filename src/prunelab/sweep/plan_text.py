@@ -21,7 +21,7 @@ def plan_text(sweep: Sweep, cells: Sequence[PlannedCell], output_dir: str, threa
             state = "goes on" if begun(planned.run_dir) else "to run"
             left.append(planned)
         lines += [f"{state:<8} {planned.title}", f"         {command_of(planned.cell, output_dir, threads)}"]
-    seconds = seconds_left(left, seconds_by_kind(durations), slots)
+    seconds = seconds_left([(cell, 0.0) for cell in left], seconds_by_kind(durations), slots)
     at_a_time = "one at a time" if slots == 1 else f"{slots} at a time"
     if not left:
         time = "nothing is left to run"
