@@ -10,8 +10,8 @@ BIN := .venv/bin
 run: setup
 	$(BIN)/python train.py --config quickstart.yaml
 
-# two halves beside each other, a thread for each process: runs that are started, killed and resumed; everything else
-RUNS := tests/experiment tests/test_*.py
+# two halves beside each other, a thread for each process: what is started, killed and resumed; everything else
+RUNS := tests/experiment tests/sweep tests/test_*.py
 test: check
 	$(MAKE) --jobs 2 --keep-going test-runs test-parts
 

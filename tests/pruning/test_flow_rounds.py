@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,6 +111,26 @@ def test_blocks_are_taken_for_the_memory_that_they_save() -> None:
     num_products = 108 * 1024 + sum(block.weight.numel() for block in linear)
     assert num_products > WORTH * (108 * 1024 + 7000)
     assert not rounds._is_whole
+
+
+@pytest.mark.parametrize("name", ["vgg", "residual"])
+def test_nothing_waits_for_the_garbage_collector(name: str) -> None:
+    """Many times the bytes of the network would."""
+    build, example = NETS[name]
+    alive: list[weakref.ref[Any]] = []
+
+    def on_round(index: int, density: float, scores: Any, masks: Masks) -> None:
+        alive.append(weakref.ref(scores))
+
+    with seen() as found:
+        gc.disable()
+        try:
+            prune(build(), SynFlow(rounds=25), density=0.03, example_input=example, on_round=on_round)
+            alive += [weakref.ref(part) for part in (found[0], found[0]._flow, found[0]._flow.weights[0])]
+            found.clear()
+            assert [one() for one in alive] == [None] * 28
+        finally:
+            gc.enable()
 
 
 def test_each_layer_of_a_chain_has_the_same_sum_of_scores() -> None:

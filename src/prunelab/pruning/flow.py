@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -79,6 +80,8 @@ class Flow:
         self._net = around_tensors(net, tensors)
         constant = [tensor for name, tensor in tensors.items() if name not in weights]
         self._mode = BlockPass(activations=activations, power=power, constant=constant)
+        # no method of this object: it would hold itself, and its tensors would stay until garbage is collected
+        self._run = partial(output_under, self._mode, self._net)
         self._in_range = InRange(self._net, self._run)
         with evaluation_mode(net), torch.no_grad(), untouched_buffers(net):
             wanted = surrogate_output(net, tensors, inputs, power=power, activations=activations)
@@ -98,9 +101,6 @@ class Flow:
         with exact_pass([self._device]):
             total = self._in_range.total(inputs)
             return total, torch.autograd.grad(total, leaves, materialize_grads=True)
-
-    def _run(self, inputs: Tensor) -> Tensor:
-        return output_under(self._mode, self._net, inputs)
 
 
 class RoundScores(Mapping[str, Tensor]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -68,7 +69,7 @@ class FlowRounds:
         is_linear = activations == "identity" and inputs.device.type == "cpu"
         self._takes_blocks = is_linear and uses.is_bounded and all(uses.is_plain)
         self._check: Callable[[dict[str, int]], None] | None = check
-        self._scores = RoundScores(self._names, self._scores_of)
+        self._given: weakref.ref[RoundScores] | None = None  # weak: they hold this object while somebody holds them
 
     def _lists(self, kept: Tensor, num_kept: int) -> SurvivorLists | FixedSurvivors:
         values = self._flat if self._times_weight else torch.ones_like(self._flat)
@@ -78,16 +79,18 @@ class FlowRounds:
 
     def score(self) -> Mapping[str, Tensor]:
         """Scores of the weights that are kept, 0 for the others: made when they are read, until the next round."""
-        self._scores.close()
+        if self._given is not None and (before := self._given()) is not None:
+            before.close()
         if self._takes_blocks and self._survivors.num_kept < LOOK_AGAIN * self._num_looked:
             self._look_for_blocks()
         total, gradients = self._flow.gradients(self._inputs, None if self._is_whole else self._blocks)
         self._score(total, gradients)
-        self._scores = RoundScores(self._names, self._scores_of)
+        scores = RoundScores(self._names, self._scores_of)
+        self._given = weakref.ref(scores)
         if self._check is not None:
-            self._check({name: int((scores == 0).sum()) for name, scores in self._scores.items()})
+            self._check({name: int((values == 0).sum()) for name, values in scores.items()})
             self._check = None
-        return self._scores
+        return scores
 
     def _score(self, total: Tensor, gradients: Sequence[Tensor]) -> None:
         self._survivors.score(gradients, (total.item() if self._of_log else 1.0) or 1.0)
