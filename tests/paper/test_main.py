@@ -79,7 +79,7 @@ def test_interrupted_without_measurements_kept(tmp_path, capsys, monkeypatch):
         (["schedule", "--round", "3"], "unrecognized arguments: --round 3"),
         (
             ["training_conservation", "--trainings", "0.1"],
-            "expected RATE,DECAY or RATE,DECAY,SCALE, such as 0.01,0.001, got 0.1",
+            "expected RATE,DECAY or RATE,DECAY,SCALE, SCALE above 0, such as 0.01,0.001, got 0.1",
         ),
         (["training_conservation", "--trainings", "0.1,0,0"], "such as 0.01,0.001, got 0"),
         (["conservation", "--network", "resnet20"], "a chain, such as vgg16_bn"),

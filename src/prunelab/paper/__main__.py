@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     """Measure, print and write what `argv` asks for; returns the exit code: 2 for user errors, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
+        arguments.output.mkdir(parents=True, exist_ok=True)  # before hours of work, not after
         for name, result in _results(arguments):
             path = arguments.output / f"{name}_{arguments.network}"
             title = f"# {name}, {arguments.network}\n\n    {PROG} {shlex.join(argv)}\n\n"
@@ -188,7 +189,7 @@ def _exponent(text: str) -> float:
 
 
 def _training(text: str) -> Training:
-    wanted = "RATE,DECAY or RATE,DECAY,SCALE, such as 0.01,0.001"
+    wanted = "RATE,DECAY or RATE,DECAY,SCALE, SCALE above 0, such as 0.01,0.001"
     parts, limits = text.split(","), ((1e-12, 1e3), (0, 1), (1e-6, 1e6))
     if len(parts) not in (2, 3):
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")

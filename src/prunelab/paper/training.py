@@ -100,7 +100,8 @@ def _train(subject: Subject, training: Training, epochs: int, batch_size: int, s
         num_kept, layer = least_kept({name: parameters[name].detach().abs() for name in sizes})
         growth = {name: means[name] - start[name] for name in sizes}
         slopes = [log_slope(list(sizes.values()), list(values.values())) for values in (means, growth)]
-        say(f"{training}: epoch {epoch}, loss {loss:.3f}, accuracy {accuracy:.3f}, slope {slopes[0]:.3f}")
+        trained = f"loss {loss:.3f}, accuracy {accuracy:.3f}, " if epoch else ""
+        say(f"{training}: epoch {epoch}, {trained}slope {slopes[0]:.3f}")
         for name, size in sizes.items():
             rows.append(
                 {
