@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -164,14 +165,29 @@ def test_power_squares_the_factors_too() -> None:
     torch.testing.assert_close(result, torch.tensor([[1 / 4, 1 / 9]], dtype=torch.float64), rtol=1e-4, atol=0)
 
 
+LAYERS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], dict[str, Any], tuple[int, ...]]] = {
+    "linear": (F.linear, (4, 3), {}, (2, 5, 3)),
+    "conv1d": (F.conv1d, (4, 3, 3), {"padding": 1}, (2, 3, 7)),
+    "conv2d": (F.conv2d, (4, 3, 3, 2), {"stride": 2}, (2, 3, 7, 6)),
+    "pointwise": (F.conv2d, (4, 3, 1, 1), {}, (2, 3, 5, 5)),
+    "one picture": (F.conv2d, (4, 3, 3, 3), {"padding": "same"}, (3, 5, 5)),
+    "grouped": (F.conv2d, (4, 3, 3, 3), {"groups": 2}, (2, 6, 5, 5)),
+    "depthwise": (F.conv2d, (3, 1, 3, 3), {"groups": 3}, (2, 3, 5, 5)),
+    "conv3d": (F.conv3d, (4, 3, 2, 2, 2), {"dilation": 2}, (1, 3, 4, 4, 4)),
+    "transposed": (F.conv_transpose2d, (3, 4, 3, 3), {"stride": 2}, (2, 3, 5, 5)),
+}
+
+
 @pytest.mark.parametrize("reachability", [False, True])
-def test_one_number_for_all_weights_of_a_linear_layer(reachability: bool) -> None:
-    inputs = torch.rand(2, 5, 3, dtype=torch.float64) - 0.4
-    expanded = torch.full((), 0.25, dtype=torch.float64).expand(4, 3)
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_number_for_all_weights_of_a_layer(name: str, reachability: bool) -> None:
+    layer, shape, options, sizes = LAYERS[name]
+    inputs = torch.rand(sizes, dtype=torch.float64) - 0.4
+    expanded = torch.full((), 0.25, dtype=torch.float64).expand(shape)
     with PositiveLinear(reachability=reachability):
-        found = nn.functional.linear(inputs, expanded, torch.ones(4))
-        wanted = nn.functional.linear(inputs, expanded.clone(), torch.ones(4))
-    torch.testing.assert_close(found, wanted, rtol=1e-15, atol=1e-15)
+        found = layer(inputs, expanded, torch.ones(4), **options)
+    wanted = layer((inputs > 0).double() if reachability else inputs, expanded.clone(), **options)
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
     found.add_(1)  # a tensor of its own
 
 

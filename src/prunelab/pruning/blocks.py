@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from prunelab.pruning.surrogate import PositiveLinear
+from prunelab.pruning.surrogate import CHANNELS, TRANSPOSED, PositiveLinear
 
-CHANNELS = {F.linear: -1, F.conv1d: -2, F.conv2d: -3, F.conv3d: -4}  # the dimension of channels
-_TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 # by their names, which functions and methods share: with in-place forms, and `__sub__` and the like
 _SUBTRACTIONS = {
     *("sub", "subtract", "rsub", "isub", "neg", "negative", "lerp", "diff", "addcmul", "addcdiv"),
@@ -154,10 +151,10 @@ class Uses(TorchFunctionMode):
         if func in ABOUT:
             return output
         others: Any = (args, kwargs)
-        is_layer = (func in CHANNELS or func in _TRANSPOSED) and len(args) > 1 and args[1].dim() > 1
+        is_layer = (func in CHANNELS or func in TRANSPOSED) and len(args) > 1 and args[1].dim() > 1
         if is_layer:
             rows, columns, *_ = shape = args[1].shape
-            positions = (args[0] if func in _TRANSPOSED else output).numel() // rows
+            positions = (args[0] if func in TRANSPOSED else output).numel() // rows
             self._num_terms += shape.numel() // rows + shape.numel() // columns + positions
             if func in CHANNELS and (index := self._indices.get(id(args[1]))) is not None:
                 others = (args[:1], args[2:], kwargs)

@@ -13,6 +13,8 @@ from prunelab.pruning.flow import Flow, RoundScores
 from prunelab.pruning.masks import Masks
 from prunelab.pruning.survivors import FixedSurvivors, SurvivorLists
 
+Pass = tuple[Tensor, Sequence[Tensor]]  # R and its gradients
+
 LOOK_AGAIN = 0.75  # share of the kept weights that is left since smaller blocks were looked for last
 WORTH = 0.8  # share of the work that is left in smaller blocks
 MEMORY = 40  # multiplications that take as long as reading a weight and writing its gradient, in VGG-16 on 2 CPU cores
@@ -56,7 +58,9 @@ class FlowRounds:
         kept = torch.cat([mask.flatten() for mask in masks.values()])
         # one buffer for all weights, which the network sees in parts
         self._flat = torch.cat([parameters[name].detach().flatten().to(inputs.dtype) for name in masks])
-        self._flat.abs_().pow_(power).masked_fill_(~kept, 0)
+        self._flat.abs_().pow_(power)
+        if masks.num_kept < masks.num_weights:
+            self._flat.masked_fill_(~kept, 0)
         weights = _leaves(self._flat, shapes)
         self._flow = Flow(net, dict(zip(masks, weights, strict=True)), inputs, power=power, activations=activations)
         self._blocks = [Block(weight.shape, weight) for weight in weights]
@@ -81,14 +85,15 @@ class FlowRounds:
         """Scores of the weights that are kept, 0 for the others: made when they are read, until the next round."""
         if self._given is not None and (before := self._given()) is not None:
             before.close()
+        done = None
         if self._takes_blocks and self._survivors.num_kept < LOOK_AGAIN * self._num_looked:
-            self._look_for_blocks()
-        total, gradients = self._flow.gradients(self._inputs, None if self._is_whole else self._blocks)
+            done = self._look_for_blocks()
+        total, gradients = done or self._flow.gradients(self._inputs, None if self._is_whole else self._blocks)
         self._score(total, gradients)
         scores = RoundScores(self._names, self._scores_of)
         self._given = weakref.ref(scores)
         if self._check is not None:
-            self._check({name: int((values == 0).sum()) for name, values in scores.items()})
+            self._check({name: values.numel() - int(values.count_nonzero()) for name, values in scores.items()})
             self._check = None
         return scores
 
@@ -96,7 +101,8 @@ class FlowRounds:
         self._survivors.score(gradients, (total.item() if self._of_log else 1.0) or 1.0)
 
     @torch.no_grad()
-    def _look_for_blocks(self) -> None:
+    def _look_for_blocks(self) -> Pass | None:
+        """Returns this round's pass, if one was made."""
         self._num_looked = self._survivors.num_kept
         kept, grouped = self._kept(), self._flow.uses.is_grouped
         narrow = [
@@ -104,27 +110,30 @@ class FlowRounds:
             for block, part, is_grouped in zip(self._blocks, kept, grouped, strict=True)
         ]
         if self._work(narrow) > WORTH * self._work(self._blocks):
-            return
+            return None
         self._update_whole()
         flat = torch.cat([block.weight.detach().flatten() for block in narrow])
         weights = _leaves(flat, [block.weight.shape for block in narrow])
         blocks = [Block(old.shape, weight, old.rows, old.columns) for old, weight in zip(narrow, weights, strict=True)]
-        if self._is_whole and not self._agree(blocks):
-            self._takes_blocks = False
-            return
+        done = None
+        if self._is_whole:
+            done, whole = (self._flow.gradients(self._inputs, given) for given in (blocks, None))
+            if not self._agree(done, whole, blocks):
+                self._takes_blocks = False
+                return whole
         kept = [block.take(part).flatten() for block, part in zip(blocks, self._everywhere(kept), strict=True)]
         self._blocks, self._flat, self._is_whole = blocks, flat, False
         self._survivors = self._lists(torch.cat(kept), self._num_looked)
+        return done
 
     def _work(self, blocks: Sequence[Block]) -> int:
         """Of a pass, in multiplications."""
         pairs = zip(blocks, self._flow.uses.positions, strict=True)
         return sum(block.weight.numel() * (positions + MEMORY) for block, positions in pairs)
 
-    def _agree(self, blocks: Sequence[Block]) -> bool:
-        """Whether a pass through blocks gives the gradients of a whole one."""
-        part, whole = (self._flow.gradients(self._inputs, given)[1] for given in (blocks, None))
-        pairs = zip(part, (block.take(one) for block, one in zip(blocks, whole, strict=True)), strict=True)
+    def _agree(self, part: Pass, whole: Pass, blocks: Sequence[Block]) -> bool:
+        """Whether a pass through blocks gave the gradients of a whole one."""
+        pairs = zip(part[1], (block.take(one) for block, one in zip(blocks, whole[1], strict=True)), strict=True)
         return all(bool(((one - other).abs() <= self._margin * other).all()) for one, other in pairs)
 
     def _update_whole(self) -> None:

@@ -19,15 +19,9 @@ from torch.overrides import TorchFunctionMode
 from prunelab.pruning.errors import PruningError
 from prunelab.pruning.scoring import call_with
 
-_WEIGHTED = {
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-}
+CHANNELS = {F.linear: -1, F.conv1d: -2, F.conv2d: -3, F.conv3d: -4}  # the dimension of channels
+TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+_WEIGHTED = CHANNELS.keys() | TRANSPOSED
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm}
 _ACTIVATIONS = {
     getattr(namespace, name + in_place)
@@ -114,11 +108,13 @@ class PositiveLinear(TorchFunctionMode):
         if func in _WEIGHTED:
             inputs, weight, *rest = (*args, *(kwargs[key] for key in ("input", "weight") if key in kwargs))
             inputs, rest = _reach(inputs) if self.reachability else inputs, rest[1:]  # without the bias
-            if func is F.linear and weight.dim() == 2 and not any(weight.stride()) and not weight.requires_grad:
-                # one number for all weights (`check_linear`), which torch would write out, in float64
-                first = func(inputs, weight[:1])
-                return first.expand(*first.shape[:-1], len(weight)).contiguous()
             options = {key: value for key, value in kwargs.items() if key not in ("input", "weight", "bias")}
+            if func in CHANNELS and _is_one_number(weight) and weight.shape[1] == inputs.shape[CHANNELS[func]]:
+                # all outputs of the layer are equal (`check_linear`); torch would write all weights out, in float64
+                first = func(inputs, weight[:1], None, *rest, **options)
+                sizes = list(first.shape)
+                sizes[CHANNELS[func]] = len(weight)
+                return first.expand(sizes).contiguous()
             return func(inputs, weight, None, *rest, **options)
         if func in _NORMS:
             return self._scale(**dict(zip(_POSITIONS[func], args, strict=False)), **kwargs)
@@ -158,6 +154,12 @@ class PositiveLinear(TorchFunctionMode):
         if is_constant:
             self._factors[key] = factor
         return input * factor
+
+
+def _is_one_number(weight: Tensor) -> bool:
+    """Whether all of a constant weight is one number in memory."""
+    steps = [step for step, size in zip(weight.stride(), weight.shape, strict=True) if size > 1]
+    return weight.dim() > 1 and not any(steps) and not weight.requires_grad
 
 
 class _Reach(torch.autograd.Function):

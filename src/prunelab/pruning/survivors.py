@@ -33,7 +33,7 @@ class SurvivorLists:
         self._begins = torch.tensor([0, *self._sizes]).cumsum(0)[:-1]  # of the layers in the flat tensors
         self._lengths = self._sizes  # of the layers in the lists
         self._positions: Tensor | None = None  # in the layer, as 32 bits: half the bytes, and index_select takes them
-        self._values = values.masked_fill(~kept, torch.nan)
+        self._values = values.clone() if num_kept == len(values) else values.masked_fill(~kept, torch.nan)
         self._scores = torch.empty_like(self._values)
 
     def kept_by_layer(self) -> list[Tensor]:
