@@ -146,7 +146,7 @@ def _startup() -> Iterator[tuple[str, str, str]]:
     for row in found["gaps"]:
         first, later = statistics.median(row["first"]), statistics.median(row["later"])
         what = f"between levels, digits, {NETWORKS.get(row['network'], row['network'])}: last epoch to next step"
-        yield what, "", f"{later:.2f} s; the first time, with the latency measured once, {first:.2f} s"
+        yield what, "", f"{later:.2f} s; the first time {first:.2f} s"
 
 
 TABLES: dict[str, Callable[[], str]] = {"compact": compact_table, "fast": fast_table}

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from torch import nn
 
 from prunelab.experiment import footprint as module
-from prunelab.experiment.footprint import footprint, interleaved_ms, latencies_ms
+from prunelab.experiment import level_record
+from prunelab.experiment.footprint import footprint, interleaved_ms
+
+from .run_results import record_of
 
 EXAMPLE = torch.zeros(1, 1, 4, 4)
 
@@ -106,11 +111,11 @@ def test_slow_networks_do_not_delay_the_end_for_long(clock, seconds, passes):
     assert len(work.batches) == 1 + passes
 
 
-def test_any_function_of_a_tensor_is_measured_at_each_batch_size(clock):
+@pytest.mark.parametrize("size", [1, 3])
+def test_any_function_of_a_tensor_is_measured(size, clock):
     work = Work(clock, 0.25)
-    assert latencies_ms(work, EXAMPLE, (1, 3)) == {1: pytest.approx(250), 3: pytest.approx(250)}
-    assert {tuple(batch.shape) for batch in work.batches} == {(1, 1, 4, 4), (3, 1, 4, 4)}
-    assert set(latencies_ms(Work(clock, 0.25), EXAMPLE)) == {1, 128}
+    assert interleaved_ms([work], EXAMPLE, size) == [pytest.approx(250)]
+    assert {tuple(batch.shape) for batch in work.batches} == {(size, 1, 4, 4)}
 
 
 class Listening(nn.Module):
@@ -132,7 +137,7 @@ def test_a_network_is_given_what_its_weights_are_like_and_left_as_it_was(memory_
     torch.manual_seed(3)
     expected = torch.rand(())
     torch.manual_seed(3)
-    latencies_ms(net, torch.zeros(1, 2, 5, 5), (2,))
+    interleaved_ms([net], torch.zeros(1, 2, 5, 5), 2)
     assert {(batch.dtype, batch.shape) for batch in net.heard} == {(torch.float64, torch.Size([2, 2, 5, 5]))}
     assert all(batch.is_contiguous(memory_format=memory_format) for batch in net.heard)
     assert net.heard[0].unique().numel() == 100, "zeros might be multiplied faster"
@@ -143,7 +148,7 @@ def test_a_network_is_given_what_its_weights_are_like_and_left_as_it_was(memory_
 
 def test_whole_numbers_are_indices_and_stay_what_they_are(clock):
     work = Work(clock, 0.5)
-    latencies_ms(work, torch.tensor([[4, 7]]), (3,))
+    interleaved_ms([work], torch.tensor([[4, 7]]), 3)
     assert work.batches[0].tolist() == [[4, 7]] * 3
 
 
@@ -161,3 +166,44 @@ def test_what_cannot_be_measured_is_warned_about_and_loses_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert footprint(nn.Linear(2, 2), torch.zeros(1, 2))["latency_128_ms"] > 0
+
+
+class Training(Callback):
+    """Writes down that a training begins and ends."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def on_train_start(self, *_: Any) -> None:
+        self.events.append("begin")
+
+    def on_train_end(self, *_: Any) -> None:
+        self.events.append("end")
+
+
+LEVELS = {"tickets.levels": 2, "trainer.max_epochs": 1}
+TWO = ["begin", "end"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "events"),
+    [
+        pytest.param(LEVELS, ["float32", *TWO], id="before the first of several levels"),
+        pytest.param(
+            LEVELS | {"trainer.precision": "64-true"}, ["begin", "end", "float64", *TWO[2:]], id="once converted"
+        ),
+        pytest.param({"trainer.max_epochs": 1}, ["begin", "end", "float32"], id="one level"),
+    ],
+)
+def test_the_full_network_is_measured_once_where_nothing_waits(changes, events, experiment, monkeypatch):
+    happened: list[str] = []
+
+    def noted(net: nn.Module, *arguments: Any) -> dict[str, Any]:
+        happened.append(str(next(net.parameters()).dtype).removeprefix("torch."))
+        return footprint(net, *arguments)
+
+    monkeypatch.setattr(level_record, "footprint", noted)
+    experiment.callbacks = [Training(happened)]
+    levels = experiment.levels(**changes)
+    assert happened == events
+    assert len({record_of(level)["latency_ms"] for level in levels}) == 1

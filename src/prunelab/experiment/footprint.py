@@ -61,11 +61,6 @@ def footprint(net: nn.Module, example_input: Tensor, dense: nn.Module | None = N
     }
 
 
-def latencies_ms(net: Network, example_input: Tensor, batch_sizes: Sequence[int] = (1, MANY)) -> dict[int, float]:
-    """Median milliseconds of a forward pass, for each batch size. See `interleaved_ms`."""
-    return {size: interleaved_ms([net], example_input, size)[0] for size in batch_sizes}
-
-
 def interleaved_ms(nets: Sequence[Network], example_input: Tensor, batch_size: int) -> list[float]:
     """Median milliseconds of a forward pass of each of `nets`, which take turns: what else goes on slows all alike.
 

@@ -144,6 +144,20 @@ def _cost(job: Job, pruning: PruningAtInit, model: Classifier, data: Any) -> dic
     return cost | job.full_footprint
 
 
+def measure_ahead(job: Job, trainer: Trainer, model: Classifier, data: Any, pruning: PruningAtInit) -> None:
+    """What the full network costs, before the first of several levels trains: the second would wait for it otherwise.
+
+    Left to the end of the level where a network as it is now is not what will be there: a compact one, or one that
+    Lightning converts.
+    """
+    net = find_network(model, pruning.net)
+    is_converted = not (trainer.precision == "32-true" or str(trainer.precision).endswith("-mixed"))
+    is_final = not pruning.compact and not is_converted and not any(p.is_meta for p in net.parameters())
+    if len(job.indices) > 1 and is_final and not job.full_footprint and hasattr(data, "example_input"):
+        with isolate_rng():
+            job.full_footprint.update(footprint(net, like_weights(data.example_input(), net)))
+
+
 def _checkpoint_bytes(trainer: Trainer, level: LevelDir) -> int | None:
     if not trainer.is_global_zero or not level.last_checkpoint.exists():  # the first process writes the record
         return None

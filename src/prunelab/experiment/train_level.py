@@ -14,7 +14,7 @@ from torch import Tensor
 from prunelab.data import ImageDataModule
 from prunelab.experiment.errors import RunError
 from prunelab.experiment.job import Config, Job, is_first_process, say
-from prunelab.experiment.level_record import level_record
+from prunelab.experiment.level_record import level_record, measure_ahead
 from prunelab.experiment.preparation import build_on, set_budget
 from prunelab.experiment.records import versions
 from prunelab.experiment.run_dir import LevelDir, differing_keys
@@ -58,6 +58,7 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool =
         raise RunError(f"optimizer, schedule or trainer: {' '.join(str(error).split())}") from error
     if trainer.is_global_zero:
         job.run_dir.create(job.config, versions(), index)
+    measure_ahead(job, trainer, model, data, pruning)
     # or its weights would stay in memory while the level trains; those who were given them let go of theirs in `fit`
     del start
     # weights_only: masks and states are tensors and plain values, so nothing in a checkpoint can run code
