@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -30,6 +32,15 @@ def spread(own: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
     """Median, minimum and maximum of own / other, turn by turn."""
     ratios = [one / two for one, two in zip(own, other, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """What the true median lies between with 95 %, whatever the distribution: two of the values, as many from each end
+    as heads come less often than that in as many tosses of a coin. All of them, if they are fewer than six."""
+    ordered, num_values = sorted(values), len(values)
+    chances = accumulate(math.comb(num_values, heads) / 2**num_values for heads in range(num_values))
+    outside = max(sum(chance <= 0.025 for chance in chances), 1)
+    return ordered[outside - 1], ordered[-outside]
 
 
 def finish(device: torch.device | str) -> None:

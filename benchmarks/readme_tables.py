@@ -89,9 +89,9 @@ def _masking() -> Iterator[tuple[str, str, str]]:
         for row in rows
         if row["masking_alone"]
     )
-    whole = [row["ratio"] for row in rows]
-    spread = f"whole steps x {min(whole):.2f} to {max(whole):.2f}, as far as they scatter"
-    yield "masking in the training step", "the dense step", f"{alone}; {spread}"
+    steps = read("masked_step")["all_steps"]
+    whole = f"whole steps x {steps['median']:.3f} (95 %: {steps['low']:.3f} - {steps['high']:.3f})"
+    yield "masking in the training step", "the dense step", f"{alone}; {whole}"
 
 
 def _data() -> Iterator[tuple[str, str, str]]:
