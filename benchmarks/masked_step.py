@@ -32,7 +32,7 @@ from prunelab.pruning import Masks, prune
 from prunelab.pruning.criteria import Random
 
 NETWORKS = ("resnet20", "vgg16_bn")
-STEPS = {"cpu": 1, "cuda": 50}  # in a turn
+STEPS = {"cpu": {"resnet20": 2, "vgg16_bn": 1}, "cuda": {"resnet20": 50, "vgg16_bn": 50}}  # in a turn
 MASKINGS = 5  # in a turn
 
 
@@ -65,7 +65,7 @@ def measure(network: str, optimizer: str, in_fit: bool, compiled: bool, masks: M
     masking: list[float] = []
     for turn in range(turns):
         for way in (*ways[turn % len(ways) :], *ways[: turn % len(ways)]):
-            seconds[way].append(trainings[way].seconds(STEPS[device]))
+            seconds[way].append(trainings[way].seconds(STEPS[device][network]))
         keeping = trainings[KEEP]
         if isinstance(keeping, PlainLoop):
             masking.append(keeping.seconds_of_masking(MASKINGS))
