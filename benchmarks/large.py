@@ -1,12 +1,12 @@
 """SynFlow on networks that fill a machine: time and peak memory of pruning a stack of linear layers.
 
-    OMP_NUM_THREADS=2 python benchmarks/large.py [--quick] [--output DIR]
+    OMP_NUM_THREADS=2 python benchmarks/large.py [--quick] [--turns N] [--output DIR]
 
 Each case runs in a process of its own. Peak memory is the process's largest resident set, the network's own weights
 included, above what it held after its imports; "times the weights" is that over the bytes of the float32 weights. Some
 50 MB of it are the libraries' and buffers of a fixed size, which shows in the smallest network only. Seconds are those
-of `prune`: all rounds, and the checks before them. One reading each: sizes like these leave no room for turns. A case
-that does not keep exactly the number of weights it was asked for is an error.
+of `prune`: all rounds, and the checks before them; the cases take turns. A case that does not keep exactly the number
+of weights it was asked for is an error.
 Needs 7 GB of free memory for the largest. Writes large.md and large.json.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
 import time
@@ -82,12 +83,20 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
+def together(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the turns of a case: the median of the seconds, the most memory."""
+    seconds = [turn["seconds"] for turn in turns]
+    most = max(turns, key=lambda turn: turn["peak_bytes"])
+    return {**most, "seconds": statistics.median(seconds), "all_seconds": seconds}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    titles = "weights | layers | path | precision | rounds | density | kept = asked | seconds | peak, MB"
+    titles = "weights | layers | path | precision | rounds | density | kept = asked | seconds (min - max) | peak, MB"
     lines = [f"| {titles} | times the weights |", "|" + "---|" * 10]
     for row in rows:
         what = f"{row['weights']:,} | {row['layers']} | {row['path']} | {row['precision']} | {row['rounds']}"
-        found = f"{row['density']:g} | {row['kept']:,} | {row['seconds']:.1f} | {row['peak_bytes'] / 1e6:,.0f}"
+        seconds = f"{row['seconds']:.1f} ({min(row['all_seconds']):.1f} - {max(row['all_seconds']):.1f})"
+        found = f"{row['density']:g} | {row['kept']:,} | {seconds} | {row['peak_bytes'] / 1e6:,.0f}"
         lines.append(f"| {what} | {found} | {row['times_the_weights']:.2f} |")
     return "\n".join(lines)
 
@@ -95,6 +104,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smallest network in few rounds, nothing written")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a case, as JSON
     options = parser.parse_args()
@@ -103,20 +113,26 @@ def main() -> None:
         return
     from measuring import machine
 
-    where, rows = machine("cpu"), []
+    where = machine("cpu")
     print(where, flush=True)
-    for case in QUICK if options.quick else CASES:
-        program = [sys.executable, __file__, "--one", json.dumps(asdict(case))]
-        found = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows.append(json.loads(found.splitlines()[-1]))
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    cases, turns = (QUICK, 1) if options.quick else (CASES, options.turns)
+    found: list[list[dict[str, Any]]] = [[] for _ in cases]
+    for _ in range(turns):
+        for case, of_case in zip(cases, found, strict=True):
+            program = [sys.executable, __file__, "--one", json.dumps(asdict(case))]
+            output = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout
+            of_case.append(json.loads(output.splitlines()[-1]))
+            print(table([together(of_case[-1:])]).splitlines()[-1], flush=True)
+    rows = [together(of_case) for of_case in found]
     if options.quick:
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "large.json").write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+    (options.output / "large.json").write_text(
+        json.dumps({"machine": where, "turns": turns, "rows": rows}, indent=1) + "\n"
+    )
     title = "# Pruning a stack of linear layers with SynFlow"
     told = "Peak: largest resident set above that after the imports, the network's own weights included; times the\n"
-    told += "weights: over the bytes of the float32 weights. One reading each, each in a process of its own."
+    told += f"weights: over the bytes of the float32 weights. Each reading in a process of its own, {turns} turns."
     (options.output / "large.md").write_text(f"{title}\n\n{where}\n\n{told}\n\n{table(rows)}\n")
 
 
