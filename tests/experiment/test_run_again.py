@@ -43,6 +43,8 @@ def test_a_finished_run_is_not_trained_again(experiment: Any, capsys: pytest.Cap
     experiment()
     with pytest.raises(RunError, match="has already trained 3 epochs, more than the 2 asked for"):
         experiment(**{"trainer.max_epochs": 2})
+    with pytest.raises(RunError, match=r"trainer\.max_epochs: a number of epochs, or -1 for no limit, not -3"):
+        experiment(**{"trainer.max_epochs": -3})
     experiment(**{"pruning.density": None, "pruning.compression_ratio": 10})
     printed = capsys.readouterr().out
     assert experiment.num_built == num_built

@@ -95,7 +95,7 @@ def test_the_ticket_of_the_last_level_goes_into_a_plain_network(run_dir: RunDir,
     share = f"{100 * size / (4 * (59 + 20) + 8):.3g} % of the dense network's 324"
     said, simulated, *rest = capsys.readouterr().out.splitlines()
     assert said == f"{output}: level 2, start, density 0.2, 10 of 50 weights kept, {size:,} bytes ({share})"
-    assert simulated.startswith("masking is only simulated in this file: unpacked it is a dense network again")
+    assert simulated.startswith("masking is only simulated in this file: loaded, it is a dense network again")
     assert not rest
     assert type(torch.load(output)) is dict
 

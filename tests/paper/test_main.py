@@ -69,8 +69,8 @@ def test_interrupted_without_measurements_kept(tmp_path, capsys, monkeypatch):
     [
         ([], "the following arguments are required: COMMAND"),
         (["figure2"], "invalid choice: 'figure2'"),
-        (["conservation", "--network", "vgg99"], "invalid choice: 'vgg99'"),
-        (["layer_collapse", "--criteria", "synflw"], "invalid choice: 'synflw'"),
+        (["conservation", "--network", "vgg99"], "no 'vgg99', did you mean vgg19? there are resnet20, "),
+        (["layer_collapse", "--criteria", "synflw"], "no 'synflw', did you mean synflow? there are "),
         (["layer_collapse", "--exponents", "-1"], "expected an exponent in [0, 12], got -1"),
         (["layer_collapse", "--seed", "-1"], "expected a whole number in [0, 2**32), got -1"),
         (["critical_compression", "--tolerance", "x"], "expected a number in [0, 1], got x"),

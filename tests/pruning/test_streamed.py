@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -131,3 +133,25 @@ class Tokens(nn.Module):
 def test_rows_of_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_module, "BLOCK", 7)
     assert_same(*both(seeded(Tokens(), 0), ROW, density=0.2, rounds=3))
+
+
+def test_nothing_waits_for_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    class Flow(flow_module.StreamedFlow):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            alive.extend(map(weakref.ref, (self, *self._rooms, self._net)))
+
+    def on_round(index: int, density: float, scores: Any, masks: Masks) -> None:
+        alive.append(weakref.ref(scores))
+        assert (scores["0.weight"] >= 0).all()
+
+    monkeypatch.setattr(rounds_module, "StreamedFlow", Flow)
+    gc.collect()
+    gc.disable()
+    try:
+        prune(mlp(6, 20, 10, 4), SynFlow(path="lean"), density=0.1, rounds=3, example_input=ROW, on_round=on_round)
+        assert [one() for one in alive] == [None] * 7
+    finally:
+        gc.enable()

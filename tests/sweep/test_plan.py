@@ -68,7 +68,7 @@ def test_a_cell_has_its_seed_even_if_the_grid_has_none(here: Path) -> None:
         ("grid: {pruning.density: [0.5, 2]}", "pruning.density 2: pruning.density: expected a number in (0, 1]"),
         ("grid: {model.optimizer.lr: [fast]}", "model.optimizer.lr fast: "),
         ("grid: {trainer.max_epochs: [1, 2]}", "2: is the same run as trainer.max_epochs 1, in runs/"),
-        ("grid: {pruning.density: [0.5, 0.50]}", "is the same run as pruning.density 0.5"),
+        ("grid: {pruning.density: [0.5, 0.50]}", "pruning.density 0.5: is listed twice"),
         ("grid: {config: [nowhere.yaml]}", "no config 'nowhere.yaml'"),
         ("grid: {config: [gridded.yaml]}", "its config has a grid of its own, seed_everything"),
         ("grid: {trainer.max_epochs: [null]}", "say how long to train"),

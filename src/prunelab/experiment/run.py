@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -185,7 +186,9 @@ def finished_records(job: Job) -> list[dict[str, Any]] | None:
         if _wants_more(records[0], job.config):
             return None
         asked = job.config["trainer"].get("max_epochs")
-        if asked is not None and asked < records[0]["epochs"]:
+        if asked is not None and asked < -1:  # as Lightning would, were there something to train
+            raise RunError(f"trainer.max_epochs: a number of epochs, or -1 for no limit, not {asked}")
+        if asked is not None and _limit(asked) < records[0]["epochs"]:
             raise RunError(
                 f"{job.run_dir.path} has already trained {records[0]['epochs']} epochs, more than the {asked} asked "
                 "for: give another --output_dir"
@@ -225,4 +228,9 @@ def _wants_more(record: Mapping[str, Any], config: Config) -> bool:
     asked = config["trainer"].get("max_epochs")
     if asked is None:
         return False
-    return asked > record["max_epochs"] or (record["out_of_time"] and asked > record["epochs"])
+    wanted = _limit(asked)
+    return wanted > _limit(record["max_epochs"]) or (record["out_of_time"] and wanted > record["epochs"])
+
+
+def _limit(max_epochs: int) -> float:
+    return math.inf if max_epochs == -1 else max_epochs

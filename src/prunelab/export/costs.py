@@ -14,7 +14,7 @@ from prunelab.export.found import Found
 from prunelab.pruning.diagnostics import count_macs
 
 SIMULATED = (
-    "masking is only simulated in this file: unpacked it is a dense network again, as large and as slow as before "
+    "masking is only simulated in this file: loaded, it is a dense network again, as large and as slow as before "
     "(--format torch or onnx removes dead channels)"
 )
 

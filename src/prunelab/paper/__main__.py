@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -15,7 +15,7 @@ from prunelab.data.errors import DataError
 from prunelab.experiment.errors import RunError
 from prunelab.memory import keep_freed_memory
 from prunelab.models.errors import ModelError
-from prunelab.names import SHORT_NAMES, CommandError
+from prunelab.names import SHORT_NAMES, CommandError, nearest
 from prunelab.paper.collapse import critical_compression, layer_collapse
 from prunelab.paper.conservation import SCORED, conservation
 from prunelab.paper.measured import Measured
@@ -33,6 +33,7 @@ COMMANDS = {
     "training_conservation": "figure 5b: magnitudes rebalance during training",
     "schedule": "figure 7: exponential against linear schedule by number of rounds",
 }
+SCHEDULES = ("exponential", "linear")
 CACHED = ("layer_collapse", "critical_compression", "schedule")  # these go on where they were interrupted
 NETWORKS = [name for name, path in SHORT_NAMES["model.net"].items() if path.startswith("prunelab.models.")]
 USER_ERRORS = (CommandError, DataError, ModelError, PruningError, RunError)
@@ -52,7 +53,9 @@ def main(argv: list[str]) -> int:
             path = arguments.output / f"{name}_{arguments.network}"
             title = f"# {name}, {arguments.network}\n\n    {PROG} {shlex.join(argv)}\n\n"
             seeds = ", ".join(map(str, _seeds(arguments)))
-            about = f"{_subject(arguments).about()} Seed: {seeds}.\n\n"
+            subject = _subject(arguments)
+            scoring = "" if name == "training_conservation" else f" {subject.about_scoring()}"
+            about = f"{subject.about()}{scoring} Seed: {seeds}.\n\n"
             replace(result, text=title + about + result.text).write(path)
             print(f"\n{result.text}\n\n{path}.csv, .md, .png, .pdf")
     except KeyboardInterrupt:
@@ -115,12 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     for command, figure in COMMANDS.items():
         sub = commands.add_parser(command, help=figure, description=figure, allow_abbrev=False)
         trains = command == "training_conservation"
-        _option(sub, "--network", choices=NETWORKS, default="conv6" if trains else "vgg16_bn", help="its short name")
+        _option(
+            sub, "--network", type=_one_of(NETWORKS), default="conv6" if trains else "vgg16_bn", help="its short name"
+        )
         _option(sub, "--num_classes", type=_count, default=10 if trains else 100)
         _option(sub, "--image_size", type=_count, default=8 if trains else 32)
         if command != "critical_compression":
             _option(sub, "--seed", type=_seed, default=0)
-        _option(sub, "--data", choices=SHORT_NAMES["data"], default="digits", help="its short name")
+        _option(sub, "--data", type=_one_of(SHORT_NAMES["data"]), default="digits", help="its short name")
         sub.add_argument("--data_root", help="where the data are, if not at their usual place")
         _option(
             sub,
@@ -132,14 +137,14 @@ def _parser() -> argparse.ArgumentParser:
         _option(sub, "--output", type=Path, default=Path("runs/paper"))
         if command in ("layer_collapse", "critical_compression", "conservation"):
             known = SCORED if command == "conservation" else CRITERIA
-            _option(sub, "--criteria", nargs="+", choices=known, default=list(known))
+            _option(sub, "--criteria", nargs="+", type=_one_of(known), default=list(known))
         if command == "layer_collapse":
             _option(sub, "--exponents", nargs="+", type=_exponent, default=[place / 2 for place in range(13)])
         elif command == "critical_compression":
             _option(sub, "--seeds", nargs="+", type=_seed, default=[0, 1, 2])
             _option(sub, "--tolerance", type=_share, default=0.01, help="of the bisection; 0: exact")
         elif command == "schedule":
-            _option(sub, "--schedules", nargs="+", choices=["exponential", "linear"], default=["exponential", "linear"])
+            _option(sub, "--schedules", nargs="+", type=_one_of(SCHEDULES), default=list(SCHEDULES))
             _option(sub, "--rounds", nargs="+", type=_count, default=[1, 2, 5, 10, 20, 50, 100])
             _option(sub, "--exponents", nargs="+", type=_exponent, default=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
         elif trains:
@@ -174,6 +179,15 @@ def _number(text: str, accepts: tuple[float, float], wanted: str, whole: bool = 
     if not accepts[0] <= value <= accepts[1]:
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
     return value
+
+
+def _one_of(names: Collection[str]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text in names:
+            return text
+        raise argparse.ArgumentTypeError(f"no {text!r}{nearest(text, names) or ';'} there are {', '.join(names)}")
+
+    return check
 
 
 def _count(text: str) -> int:

@@ -123,12 +123,14 @@ class Subject:
         return values
 
     def about(self) -> str:
-        pictures = f"{self.samples_per_class} pictures a class of {self.data}"
         return (
             f"{self.network}, {self.num_classes} classes, pictures of {self.image_size} pixels, "
-            f"{self.dense.num_weights:,} prunable weights in {len(self.dense)} layers. SNIP and GraSP score on "
-            f"{pictures}, batch norm on running statistics."
+            f"{self.dense.num_weights:,} prunable weights in {len(self.dense)} layers."
         )
+
+    def about_scoring(self) -> str:
+        pictures = f"{self.samples_per_class} pictures a class of {self.data}"
+        return f"SNIP and GraSP score on {pictures}, batch norm on running statistics."
 
 
 def _named(path: str) -> Callable[..., Any]:

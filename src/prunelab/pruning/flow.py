@@ -82,7 +82,7 @@ class Flow:
         self._mode = BlockPass(activations=activations, power=power, constant=constant)
         # no method of this object: it would hold itself, and its tensors would stay until garbage is collected
         self._run = partial(output_under, self._mode, self._net)
-        self._in_range = InRange(self._net, self._run)
+        self._in_range = InRange(self._net)
         with evaluation_mode(net), torch.no_grad(), untouched_buffers(net):
             wanted = surrogate_output(net, tensors, inputs, power=power, activations=activations)
             with Uses(self.weights) as self.uses:
@@ -99,7 +99,7 @@ class Flow:
         pairs = zip(self.weights, blocks or (), strict=False)
         self._mode.blocks = {id(weight): block for weight, block in pairs}
         with exact_pass([self._device]):
-            total = self._in_range.total(inputs)
+            total = self._in_range.total(self._run, inputs)
             return total, torch.autograd.grad(total, leaves, materialize_grads=True)
 
 

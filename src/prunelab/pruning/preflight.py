@@ -113,7 +113,7 @@ def _optional(value: float | None) -> str:
 
 
 def _zeros(share: float | None) -> str:
-    return "nothing was scored" if share is None else f"{share:.6g} of the weights kept before the last round"
+    return "nothing was scored" if share is None else f"{share:.6g} of the weights that the last round scored"
 
 
 def _spellings(density: float) -> str:

@@ -92,30 +92,30 @@ class InRange:
     devices than the CPU, where asking for R would wait, the signal is scaled always, and anew in each pass.
     """
 
-    def __init__(self, net: nn.Module, run: Callable[[Tensor], Tensor]) -> None:
-        self._net, self._run = net, run
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
         self._crossed: list[nn.Module] | None = None
         self._factors: Factors = {}
 
-    def total(self, inputs: Tensor) -> Tensor:
+    def total(self, run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         if inputs.device.type != "cpu":
             if self._crossed is None:
-                self._crossed = crossing_modules(self._net, self._run, inputs)
+                self._crossed = crossing_modules(self._net, run, inputs)
             with scaled_at(self._crossed):
-                return self._run(inputs).sum()
-        total = self._scaled(inputs)
+                return run(inputs).sum()
+        total = self._scaled(run, inputs)
         limits = torch.finfo(total.dtype)
         if limits.tiny**0.5 < total.item() < limits.max**0.5:
             return total
         if self._crossed is None:
-            self._crossed = crossing_modules(self._net, self._run, inputs)
+            self._crossed = crossing_modules(self._net, run, inputs)
         self._factors.clear()
-        return self._scaled(inputs)
+        return self._scaled(run, inputs)
 
-    def _scaled(self, inputs: Tensor) -> Tensor:
+    def _scaled(self, run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         unscaled = {module for module in self._crossed or [] if self._is_left_alone(module)}
         with scaled_at([m for m in self._crossed or [] if m not in unscaled], self._factors, MODERATE):
-            return self._run(inputs).sum()
+            return run(inputs).sum()
 
     def _is_left_alone(self, module: nn.Module) -> bool:
         held = [factors for (owner, _), factors in self._factors.items() if owner is module]

@@ -7,6 +7,7 @@ threshold's bin and collects what is in it.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -56,14 +57,16 @@ class StreamedRounds:
         # numbers >= 0 sort as their bits do
         self._integers, self._num_bits = INTEGERS[inputs.dtype], 63 if inputs.dtype == torch.float64 else 31
         self._read: dict[str, Tensor] = {}  # the last layers' scores that were asked for
-        self._scores = RoundScores(self._shapes, self._scores_of)
+        self._given: weakref.ref[RoundScores] | None = None  # weak: they hold this object while somebody holds them
 
     def score(self) -> Mapping[str, Tensor]:
         """Scores are made when they are read, by a pass for a few layers."""
-        self._scores.close()
+        if self._given is not None and (before := self._given()) is not None:
+            before.close()
         self._read, self._before = {}, None
-        self._scores = RoundScores(self._shapes, self._scores_of)
-        return self._scores
+        scores = RoundScores(self._shapes, self._scores_of)
+        self._given = weakref.ref(scores)
+        return scores
 
     @torch.no_grad()
     def keep(self, num_kept: int) -> None:

@@ -101,8 +101,8 @@ class StreamedFlow(PositiveLinear):
         self._alive: dict[str, weakref.ref[Tensor]] = {}
         self._used: set[str] = set()
         self._received: set[str] = set()
-        self._in_range = InRange(self._net, self._run)
-        self._visit: Visitor = lambda name, start, scores, kept: None
+        self._in_range = InRange(self._net)
+        self._visit: Visitor = _pass_by
         self._divisor = 1.0
         # two places for parts of layers, kept from pass to pass: the heap would get holes
         self._rooms = [torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)]
@@ -110,15 +110,18 @@ class StreamedFlow(PositiveLinear):
     def scan(self, inputs: Tensor, visit: Visitor, *, of_log: bool = False) -> None:
         """One pass forwards and backwards; `visit` sees the scores."""
         self._visit = visit
-        with exact_pass([self._anchor.device]), saved_tensors_hooks(self._pack, self._unpack):
-            total = self._in_range.total(inputs)
-            self._divisor = (total.item() if of_log else 1.0) or 1.0
-            torch.autograd.grad(total, self._anchor, allow_unused=True)
+        try:
+            with exact_pass([self._anchor.device]), saved_tensors_hooks(self._pack, self._unpack):
+                total = self._in_range.total(self._run, inputs)
+                self._divisor = (total.item() if of_log else 1.0) or 1.0
+                torch.autograd.grad(total, self._anchor, allow_unused=True)
+        finally:
+            self._visit = _pass_by  # a visitor that holds this object would stay with it until garbage is collected
 
     def try_once(self, inputs: Tensor) -> None:
         """Raises: NotHeldError for networks that have to be gone through in another way."""
         with evaluation_mode(self._original), untouched_buffers(self._original):
-            trial(lambda: self.scan(inputs, lambda name, start, scores, kept: None))
+            trial(lambda: self.scan(inputs, _pass_by))
         if missing := self._originals.keys() - self._received:
             raise NotHeldError(f"no gradient reaches {', '.join(sorted(missing)[:3])} in a pass")
 
@@ -242,3 +245,7 @@ class StreamedFlow(PositiveLinear):
         if self._divisor != 1:
             scores.div_(self._divisor)
         self._visit(name, start, scores, kept)
+
+
+def _pass_by(name: str, start: int, scores: Tensor, kept: Tensor) -> None:
+    """The visitor that looks at nothing."""

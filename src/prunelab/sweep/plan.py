@@ -77,6 +77,8 @@ def plan(sweep: Sweep, output_dir: str) -> list[PlannedCell]:
             name, config = make(arguments(cell, output_dir), output_dir)
             run_dir = RunDir.of(output_dir, name, config)
             ticket = RunDir.of(output_dir, name, {**config, "control": None}) if config.get("control") else None
+            if titles.get(run_dir) == cell.title:
+                raise CommandError("is listed twice")
             if run_dir in titles:
                 raise CommandError(f"is the same run as {titles[run_dir]}, in {run_dir.path}")
         except USER_ERRORS as error:

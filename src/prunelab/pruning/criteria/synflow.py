@@ -167,7 +167,7 @@ class _Flow:
     def scores(
         self, weights: Mapping[str, Tensor], inputs: Tensor, *, gradient_only: bool
     ) -> tuple[dict[str, Tensor], float]:
-        total = InRange(self.net, self.run).total(inputs)
+        total = InRange(self.net).total(self.run, inputs)
         gradients = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
         pairs = zip(weights.items(), gradients, strict=True)
         if gradient_only:
