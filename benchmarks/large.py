@@ -132,7 +132,10 @@ def main() -> None:
     )
     title = "# Pruning a stack of linear layers with SynFlow"
     told = "Peak: largest resident set above that after the imports, the network's own weights included; times the\n"
-    told += f"weights: over the bytes of the float32 weights. Each reading in a process of its own, {turns} turns."
+    told += (
+        "weights: over the bytes of the float32 weights. Each reading is a process of its own; seconds: the median\n"
+    )
+    told += f"of {turns} turns; memory: the most of them."
     (options.output / "large.md").write_text(f"{title}\n\n{where}\n\n{told}\n\n{table(rows)}\n")
 
 

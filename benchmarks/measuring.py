@@ -35,8 +35,9 @@ def spread(own: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """What the true median lies between with 95 %, whatever the distribution: two of the values, as many from each end
-    as heads come less often than that in as many tosses of a coin. All of them, if they are fewer than six."""
+    """What the true median of independent values lies between with 95 %, whatever their distribution: the values of
+    this rank from both ends, the highest at which fewer heads come in at most 2.5 % of as many tosses of a coin. All of
+    them if they are fewer than six, which is less sure."""
     ordered, num_values = sorted(values), len(values)
     chances = accumulate(math.comb(num_values, heads) / 2**num_values for heads in range(num_values))
     outside = max(sum(chance <= 0.025 for chance in chances), 1)

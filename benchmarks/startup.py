@@ -6,8 +6,8 @@ The commands are processes of their own and take turns; the ratio is to `import 
 turn. Seconds are from the start of the process to its end, processor seconds those of all its threads. A run is ended
 by its first scoring round, once it is over; neither it nor the imports clear up at their end.
 Seconds between levels are from the end of the last epoch of a level to the first step of the next: test, record,
-TensorBoard, rewinding, scoring by magnitude and pruning lie between. The first ones stand alone: what is done once a
-run is done there.
+TensorBoard, rewinding, scoring by magnitude and pruning lie between. The network's latency is measured once a
+run, before the first level. The first gap stands alone, as what is new to the process takes longer.
 Writes startup.json and startup.md into `--output`.
 """
 

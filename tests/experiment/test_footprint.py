@@ -207,3 +207,36 @@ def test_the_full_network_is_measured_once_where_nothing_waits(changes, events, 
     levels = experiment.levels(**changes)
     assert happened == events
     assert len({record_of(level)["latency_ms"] for level in levels}) == 1
+
+
+class Counting(nn.Module):
+    """Counts its passes, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+        self.num_passes = 0
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.num_passes += 1
+        return self.net(batch)
+
+
+def test_the_network_that_trains_is_not_the_one_that_is_measured(experiment, monkeypatch):
+    measured: list[Any] = []
+
+    def noted(net: nn.Module, *arguments: Any) -> dict[str, Any]:
+        measured.append(net)
+        return footprint(net, *arguments)
+
+    before: list[int] = []
+
+    class Passes(Callback):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            before.append(pl_module.net.num_passes)
+
+    monkeypatch.setattr(level_record, "footprint", noted)
+    experiment.callbacks = [Passes()]
+    experiment.levels(**LEVELS, **{"model.net": {"class_path": f"{__name__}.Counting", "init_args": {}}})
+    assert measured[0].num_passes > 1
+    assert before[0] == 1, "one example, to see whether it fits"

@@ -43,8 +43,6 @@ def test_a_finished_run_is_not_trained_again(experiment: Any, capsys: pytest.Cap
     experiment()
     with pytest.raises(RunError, match="has already trained 3 epochs, more than the 2 asked for"):
         experiment(**{"trainer.max_epochs": 2})
-    with pytest.raises(RunError, match=r"trainer\.max_epochs: a number of epochs, or -1 for no limit, not -3"):
-        experiment(**{"trainer.max_epochs": -3})
     experiment(**{"pruning.density": None, "pruning.compression_ratio": 10})
     printed = capsys.readouterr().out
     assert experiment.num_built == num_built
@@ -289,3 +287,35 @@ def test_an_unfinished_run_of_the_same_name_is_mentioned(experiment: Any, capsys
     name = level.path.parent.name
     first = capsys.readouterr().out.splitlines()[0]
     assert first == f"not the unfinished run {name}, which differs in model.optimizer.init_args.lr"
+
+
+def test_epochs_without_a_limit(experiment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    unlimited = {"trainer.max_epochs": -1, "trainer.max_steps": 16}
+    level = experiment(**unlimited)
+    assert record_of(level)["steps"] == 16
+    capsys.readouterr()
+    experiment(**unlimited)
+    assert "finished earlier, nothing to do\n" in capsys.readouterr().out
+    level = experiment()
+    assert record_of(level)["epochs"] == 3
+    level = experiment(**{"trainer.max_epochs": -1, "trainer.max_time": "00:00:00:00"})
+    assert record_of(level)["out_of_time"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer.max_epochs": -3}, r"trainer\.max_epochs: a number of epochs, or -1 for no limit, not -3"),
+        ({"trainer.max_epochs": -3, "tickets.levels": 2}, "not -3"),
+        ({"trainer.max_epochs": -1}, r"say how long to train: --trainer\.max_epochs or --trainer\.max_steps"),
+        ({"trainer.max_epochs": None}, "say how long to train"),
+    ],
+)
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_epochs_that_cannot_be(is_finished: bool, changes: dict[str, Any], message: str, experiment: Any) -> None:
+    if is_finished:
+        experiment(**{key: value for key, value in changes.items() if key != "trainer.max_epochs"})
+    num_built = experiment.num_built
+    with pytest.raises(RunError, match=message):
+        experiment(**changes)
+    assert experiment.num_built == num_built

@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from prunelab.models import resnet20
 from prunelab.pruning import Masks, prune
 from prunelab.pruning.blocks import Block
 from prunelab.pruning.criteria import SynFlow
+from prunelab.pruning.flow import Flow
 from prunelab.pruning.flow_rounds import WORTH, FlowRounds
 
 from .nets import mlp, residual, seeded, vgg_like
@@ -111,6 +113,14 @@ def test_blocks_are_taken_for_the_memory_that_they_save() -> None:
     num_products = 108 * 1024 + sum(block.weight.numel() for block in linear)
     assert num_products > WORTH * (108 * 1024 + 7000)
     assert not rounds._is_whole
+
+
+def test_blocks_are_checked_by_one_more_pass() -> None:
+    build, example = NETS["mlp"]
+    with seen() as found, mock.patch.object(Flow, "gradients", autospec=True, side_effect=Flow.gradients) as passes:
+        prune(build(), SynFlow(rounds=25), density=0.03, example_input=example)
+    assert not found[0]._is_whole
+    assert passes.call_count == 25 + 1 + found[0].num_again
 
 
 @pytest.mark.parametrize("name", ["vgg", "residual"])

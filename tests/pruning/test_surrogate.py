@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from prunelab.pruning import PruningError
 from prunelab.pruning.surrogate import PositiveLinear, check_linear, surrogate_output, surrogate_tensors
@@ -184,9 +185,12 @@ def test_one_number_for_all_weights_of_a_layer(name: str, reachability: bool) ->
     layer, shape, options, sizes = LAYERS[name]
     inputs = torch.rand(sizes, dtype=torch.float64) - 0.4
     expanded = torch.full((), 0.25, dtype=torch.float64).expand(shape)
-    with PositiveLinear(reachability=reachability):
+    with PositiveLinear(reachability=reachability), FlopCounterMode(display=False) as short:
         found = layer(inputs, expanded, torch.ones(4), **options)
-    wanted = layer((inputs > 0).double() if reachability else inputs, expanded.clone(), **options)
+    with FlopCounterMode(display=False) as whole:
+        wanted = layer((inputs > 0).double() if reachability else inputs, expanded.clone(), **options)
+    shorter = 1 if name in ("grouped", "depthwise", "transposed") else 4
+    assert short.get_total_flops() * shorter == whole.get_total_flops() > 0
     torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
     found.add_(1)  # a tensor of its own
 

@@ -28,9 +28,9 @@ def footprint(net: nn.Module, example_input: Tensor, dense: nn.Module | None = N
     """What `net` costs as it stands, where it stands, for the record of a level.
 
     latency_ms, latency_128_ms: median milliseconds of a forward pass of 1 and of 128 examples (`interleaved_ms`);
-    the second is None, with a warning, where a pass of 128 fails, for want of memory for example. latency_device: after
-    a fit Lightning has moved the network back to the CPU; latency_threads: torch's on the CPU. weight_bytes: of the
-    state dict, zeros included.
+    the second is None, with a warning, where a pass of 128 fails, for want of memory for example. latency_device: the
+    CPU, where Lightning has a network before and after a fit, wherever it trains; latency_threads: torch's on the CPU.
+    weight_bytes: of the state dict, zeros included.
     dense: the full network that `net` was made from, on the same device. With it latency_dense_ms,
     latency_dense_128_ms and weight_bytes_dense say the same of it, from passes that alternate with those of `net`.
     Raises: ValueError if the two are on different devices.
@@ -43,7 +43,7 @@ def footprint(net: nn.Module, example_input: Tensor, dense: nn.Module | None = N
     many: Sequence[float | None] = [None] * len(nets)
     try:
         many = interleaved_ms(nets, example_input, MANY)
-    except RuntimeError as error:  # training is over: its record must not fail because of a number beside it
+    except RuntimeError as error:  # a training or its record must not fail because of a number beside it
         warnings.warn(f"no latency for {MANY} examples: {str(error).partition(chr(10))[0]}", stacklevel=2)
     measured = {
         "latency_ms": single[0],

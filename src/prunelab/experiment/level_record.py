@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunelab.compaction import count_channels
 from prunelab.data.seeds import derive_seed
@@ -120,8 +120,7 @@ def _macs_held(pruning: PruningAtInit, model: Classifier, data: Any) -> dict[str
 
 def _cost(job: Job, pruning: PruningAtInit, model: Classifier, data: Any) -> dict[str, Any]:
     """What the network that trained really costs, beside the full one if it is a compact one."""
-    net, index = copy.deepcopy(find_network(model, pruning.net)), pruning.index
-    net._compiled_call_impl = None  # the full one beside it is not compiled either
+    net, index = _plain_copy(find_network(model, pruning.net)), pruning.index
     cost: dict[str, Any] = {"compacted": index is not None, "not_compacted": pruning.not_compacted}
     full = None
     if index is not None and pruning.held_masks is not None:
@@ -148,14 +147,22 @@ def measure_ahead(job: Job, trainer: Trainer, model: Classifier, data: Any, prun
     """What the full network costs, before the first of several levels trains: the second would wait for it otherwise.
 
     Left to the end of the level where a network as it is now is not what will be there: a compact one, or one that
-    Lightning converts.
+    Lightning converts; and of several processes, which may not have begun yet, or are as many as compute at once.
     """
     net = find_network(model, pruning.net)
     is_converted = not (trainer.precision == "32-true" or str(trainer.precision).endswith("-mixed"))
     is_final = not pruning.compact and not is_converted and not any(p.is_meta for p in net.parameters())
-    if len(job.indices) > 1 and is_final and not job.full_footprint and hasattr(data, "example_input"):
+    is_asked = len(job.indices) > 1 and trainer.world_size == 1 and not job.full_footprint
+    if is_asked and is_final and hasattr(data, "example_input"):
         with isolate_rng():
-            job.full_footprint.update(footprint(net, like_weights(data.example_input(), net)))
+            job.full_footprint.update(footprint(_plain_copy(net), like_weights(data.example_input(), net)))
+
+
+def _plain_copy(net: nn.Module) -> nn.Module:
+    """What is measured: nothing that passes leave behind gets into the network itself, and nothing is compiled."""
+    plain = copy.deepcopy(net)
+    plain._compiled_call_impl = None
+    return plain
 
 
 def _checkpoint_bytes(trainer: Trainer, level: LevelDir) -> int | None:

@@ -59,8 +59,9 @@ def run(
     with exit_code_on_signals(), quiet_libraries(), starting_others():
         # what is there may be what the first process is about to set aside
         if (records := None if fresh else finished_records(job)) is not None:
-            more = f" (--trainer.max_epochs above {records[0]['max_epochs']} trains on)"
-            say(f"finished earlier, nothing to do{'' if job.tickets.has_levels or job.control else more}")
+            trains_on = not job.tickets.has_levels and not job.control and records[0]["max_epochs"] != -1
+            more = f" (--trainer.max_epochs above {records[0]['max_epochs']} trains on)" if trains_on else ""
+            say(f"finished earlier, nothing to do{more}")
         else:
             with _locked(run_dir):
                 try:
@@ -100,7 +101,12 @@ def make_job(name: str, config: Config, instantiate: Instantiate, output_dir: st
 
     Raises: RunError for values that do not go together, and for a control whose ticket is not finished.
     """
-    if config["trainer"].get("max_epochs") is None and config["trainer"].get("max_steps", -1) == -1:
+    trainer = config["trainer"]
+    epochs = trainer.get("max_epochs")
+    if epochs is not None and epochs < -1:
+        raise RunError(f"trainer.max_epochs: a number of epochs, or -1 for no limit, not {epochs}")
+    is_endless = epochs is None or (epochs == -1 and trainer.get("max_time") is None)
+    if is_endless and trainer.get("max_steps", -1) == -1:
         raise RunError("say how long to train: --trainer.max_epochs or --trainer.max_steps")
     tickets, control = tickets_of(config), config.get("control")
     densities: list[float | None] = [None]
@@ -186,8 +192,6 @@ def finished_records(job: Job) -> list[dict[str, Any]] | None:
         if _wants_more(records[0], job.config):
             return None
         asked = job.config["trainer"].get("max_epochs")
-        if asked is not None and asked < -1:  # as Lightning would, were there something to train
-            raise RunError(f"trainer.max_epochs: a number of epochs, or -1 for no limit, not {asked}")
         if asked is not None and _limit(asked) < records[0]["epochs"]:
             raise RunError(
                 f"{job.run_dir.path} has already trained {records[0]['epochs']} epochs, more than the {asked} asked "

@@ -58,9 +58,9 @@ def train_level(job: Job, index: int, ckpt_path: str | None = None, anew: bool =
         raise RunError(f"optimizer, schedule or trainer: {' '.join(str(error).split())}") from error
     if trainer.is_global_zero:
         job.run_dir.create(job.config, versions(), index)
-    measure_ahead(job, trainer, model, data, pruning)
     # or its weights would stay in memory while the level trains; those who were given them let go of theirs in `fit`
     del start
+    measure_ahead(job, trainer, model, data, pruning)
     # weights_only: masks and states are tensors and plain values, so nothing in a checkpoint can run code
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     record = level_record(job, index, trainer, model, data, pruning, arguments)

@@ -121,6 +121,8 @@ class FlowRounds:
             if not self._agree(done, whole, blocks):
                 self._takes_blocks = False
                 return whole
+            del whole
+        del narrow
         kept = [block.take(part).flatten() for block, part in zip(blocks, self._everywhere(kept), strict=True)]
         self._blocks, self._flat, self._is_whole = blocks, flat, False
         self._survivors = self._lists(torch.cat(kept), self._num_looked)

@@ -109,8 +109,8 @@ class PositiveLinear(TorchFunctionMode):
             inputs, weight, *rest = (*args, *(kwargs[key] for key in ("input", "weight") if key in kwargs))
             inputs, rest = _reach(inputs) if self.reachability else inputs, rest[1:]  # without the bias
             options = {key: value for key, value in kwargs.items() if key not in ("input", "weight", "bias")}
-            if func in CHANNELS and _is_one_number(weight) and weight.shape[1] == inputs.shape[CHANNELS[func]]:
-                # all outputs of the layer are equal (`check_linear`); torch would write all weights out, in float64
+            if _has_equal_outputs(func, inputs, weight):
+                # torch would write all weights of `check_linear` out, in float64
                 first = func(inputs, weight[:1], None, *rest, **options)
                 sizes = list(first.shape)
                 sizes[CHANNELS[func]] = len(weight)
@@ -156,10 +156,12 @@ class PositiveLinear(TorchFunctionMode):
         return input * factor
 
 
-def _is_one_number(weight: Tensor) -> bool:
-    """Whether all of a constant weight is one number in memory."""
-    steps = [step for step, size in zip(weight.stride(), weight.shape, strict=True) if size > 1]
-    return weight.dim() > 1 and not any(steps) and not weight.requires_grad
+def _has_equal_outputs(func: Callable[..., Any], inputs: Tensor, weight: Tensor) -> bool:
+    """Whether all of a constant weight is one number in memory, and every output of the layer reads all inputs."""
+    if func not in CHANNELS or weight.requires_grad or weight.dim() < 2 or inputs.dim() < -CHANNELS[func]:
+        return False
+    is_one_number = not any(step for step, size in zip(weight.stride(), weight.shape, strict=True) if size > 1)
+    return is_one_number and weight.shape[1] == inputs.shape[CHANNELS[func]]
 
 
 class _Reach(torch.autograd.Function):

@@ -194,7 +194,7 @@ def preflight_markdown(preflight: Preflight) -> str:
         "effective density": _optional(preflight.effective_density),
         "dead layers": ", ".join(map(layer_name, preflight.collapsed_layers)) or "none",
         "density of the shortcuts": _optional(preflight.shortcut_density),
-        "zero scores among the weights kept before the last round": _optional(preflight.zero_score_share),
+        "zero scores among the weights that the last round scored": _optional(preflight.zero_score_share),
         "loss while scoring": _optional(preflight.scoring_loss, "no data used"),
         "MACs, dense": f"{preflight.macs_dense:,}",
         "MACs, masked (in theory)": f"{preflight.macs_masked:,}",
