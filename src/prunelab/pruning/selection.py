@@ -17,6 +17,7 @@ from prunelab.pruning.masks import Masks
 
 Scope = Literal["global", "layerwise"]
 _SAMPLE, _MANY = 1 << 13, 1 << 16  # a sample of values that are too many to be partitioned
+_PART = 1 << 18  # values that are looked at together
 _FEW = 0.2  # share of values that are worth being looked at twice
 
 
@@ -139,13 +140,32 @@ def lowest(values: np.ndarray, k: int) -> tuple[np.ndarray, float]:
     More than k positions where others equal it. Of many values, if k is a small share, few are looked at twice.
     """
     if len(values) > _MANY and k < _FEW * len(values):
-        near = np.flatnonzero(values <= _bracket(values, k)[1])
+        near, low = _up_to(values, _bracket(values, k)[1])
         if len(near) >= k:
-            low = values[near]
             threshold = kth_smallest(low, k)
             return near[low <= threshold], threshold
     threshold = kth_smallest(values, k)
     return np.flatnonzero(values <= threshold), threshold
+
+
+def _up_to(values: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending positions of all values up to `bound`, and these, found in parts that stay in the cache."""
+    positions, found = [], []
+    for begin in range(0, len(values), _PART):
+        part = values[begin : begin + _PART]
+        inside = _places(part <= bound)
+        positions.append(inside + begin)
+        found.append(part[inside])
+    return np.concatenate(positions), np.concatenate(found)
+
+
+def _places(mask: np.ndarray) -> np.ndarray:
+    """As np.flatnonzero, in half the time where few are True: most groups of eight hold none, and are one number."""
+    end = len(mask) // 8 * 8
+    groups = mask[:end].view(np.uint64)
+    some = np.flatnonzero(groups != 0)
+    inside = np.flatnonzero(groups[some].view(np.bool_))
+    return np.concatenate([(some[inside >> 3] << 3) + (inside & 7), end + np.flatnonzero(mask[end:])])
 
 
 def kth_smallest(values: np.ndarray, k: int) -> float:
