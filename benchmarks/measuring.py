@@ -44,6 +44,21 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[outside - 1], ordered[-outside]
 
 
+def seconds_of_others() -> float:
+    """Processor seconds of all other processes, from some time on: what two calls differ by went to them in between.
+    Children count as this process once they have ended. NaN where the system does not say (only Linux does)."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return math.nan
+    return busy_seconds(stat.read_text(), os.sysconf("SC_CLK_TCK")) - sum(os.times()[:4])
+
+
+def busy_seconds(stat: str, ticks: int) -> float:
+    """Of all processors together, from the text of /proc/stat: neither idle nor waiting for disks."""
+    user, nice, system, _, _, *interrupts = map(int, stat.splitlines()[0].split()[1:8])
+    return (user + nice + system + sum(interrupts)) / ticks
+
+
 def finish(device: torch.device | str) -> None:
     """Wait for what a GPU still computes."""
     if torch.device(device).type == "cuda":

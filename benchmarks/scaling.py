@@ -30,7 +30,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchvision
 from compact_masks import SETTINGS, Setting, find_masks
-from measuring import RESULTS, machine
+from measuring import RESULTS, machine, seconds_of_others
 from scaling_paper import GPUS, STEPS, Estimate, estimate, on_paper
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -42,7 +42,7 @@ from prunelab.pruning import Masks
 
 DENSITY = 0.01
 PROCESSES = 2
-BUSY = ". Other work was on these cores: the times say nothing of scaling"
+MOST_OF_OTHERS, BUSY = 0.05, ": the times say nothing of scaling"
 
 
 def _resnet50(num_classes: int, image_size: int) -> nn.Module:
@@ -241,15 +241,16 @@ def main() -> None:
     turns = min(options.turns, 2) if options.quick else options.turns
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    where, load = machine("cpu"), os.getloadavg()[0]
+    where, started, others = machine("cpu"), time.perf_counter(), seconds_of_others()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = options.cache or folder
         find_masks("resnet20", "synflow", DENSITY, cache)  # once, before the processes look for them
         find_masks("small", "synflow", DENSITY, cache)
         mp.spawn(_work, (folder, cache, turns), nprocs=PROCESSES)
-        where += ", at the end " + ", ".join(f"{value:.1f}" for value in os.getloadavg())
-        if load > 0.5:
+        share = (seconds_of_others() - others) / (time.perf_counter() - started) / (os.cpu_count() or 1)
+        where += f"; other processes took {100 * share:.1f} % of the processors meanwhile"
+        if share > MOST_OF_OTHERS:
             where += BUSY
         found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     timings = [Timing(**row) for row in found["timings"]]

@@ -16,7 +16,6 @@ from prunelab.pruning.selection import lowest
 
 OVERFLOW = "scores are inf or NaN: the weights are, or the signal overflows in this network"
 NEGATIVE = "SynFlow scores are negative: a part of the network subtracts"
-_PART = 1 << 18  # scores that are made and looked at together: they stay in the cache
 _REBUILD_AT = 0.75  # share of a list that is still kept: a list built anew costs as much as several rounds with it
 
 
@@ -36,7 +35,6 @@ class SurvivorLists:
         self._positions: Tensor | None = None  # in the layer, as 32 bits: half the bytes, and index_select takes them
         self._values = values.clone() if num_kept == len(values) else values.masked_fill(~kept, torch.nan)
         self._scores = torch.empty_like(self._values)
-        self._infinity = np.array(np.inf, self._scores.numpy().dtype).view(f"u{self._scores.itemsize}")
 
     def kept_by_layer(self) -> list[Tensor]:
         return list(self._kept.split(self._sizes))
@@ -44,32 +42,25 @@ class SurvivorLists:
     def score(self, gradients: Iterable[Tensor], divisor: float = 1.0) -> None:
         """Gradient times value, over `divisor`. Raises: PruningError for inf, NaN or less than 0."""
         self._rebuild()
-        start = num_valid = 0
+        start = 0
         for gradient, length in zip(gradients, self._lengths, strict=True):
-            flat = gradient.reshape(-1)
-            for begin in range(0, length, _PART):
-                end = min(begin + _PART, length)
-                num_valid += self._score_part(flat, begin, slice(start + begin, start + end), divisor)
+            part = slice(start, start + length)
+            factor = gradient.reshape(-1)
+            if self._positions is not None:
+                factor = torch.index_select(factor, 0, self._positions[part], out=self._scores[part])
+            torch.mul(factor, self._values[part], out=self._scores[part])
             start += length
-        if num_valid == self.num_kept:
-            return
+        if divisor != 1:
+            self._scores.div_(divisor)
         scores = self._scores.numpy()
+        # read as integers, numbers from 0 to the largest are those below inf; NaN is not, of dropped weights or others
+        integers = np.dtype(f"u{scores.itemsize}")
+        if np.count_nonzero(scores.view(integers) < scores.dtype.type(np.inf).view(integers)) == self.num_kept:
+            return
         if np.count_nonzero(np.isfinite(scores)) != self.num_kept:
             raise PruningError(OVERFLOW)
         if np.count_nonzero(scores >= 0) != self.num_kept:  # of -0.0 this holds
             raise PruningError(NEGATIVE)
-
-    def _score_part(self, gradient: Tensor, begin: int, part: slice, divisor: float) -> int:
-        """Scores of a part of the lists, which begins at `begin` in its layer's; how many are from 0 to the largest."""
-        scores = self._scores[part]
-        if self._positions is None:
-            torch.mul(gradient[begin : begin + len(scores)], self._values[part], out=scores)
-        else:
-            torch.index_select(gradient, 0, self._positions[part], out=scores).mul_(self._values[part])
-        if divisor != 1:
-            scores.div_(divisor)
-        # read as integers, these are below inf; NaN is not, of dropped weights or others, nor is what is negative
-        return int(np.count_nonzero(scores.numpy().view(self._infinity.dtype) < self._infinity))
 
     def _rebuild(self) -> None:
         if self.num_kept > _REBUILD_AT * len(self._values):
