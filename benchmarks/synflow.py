@@ -1,6 +1,6 @@
 """SynFlow's seconds against its bare passes and against a textbook version, side by side in one run.
 
-    python benchmarks/synflow.py [--quick] [--all] [--networks resnet20 vgg16_bn resnet18_64] [--turns 5] [--output DIR]
+    python benchmarks/synflow.py [--quick] [--all] [--networks resnet20 vgg16_bn resnet18_64] [--turns 7] [--output DIR]
 
 A round needs one forward and one backward pass of the network at batch 1: `rounds` of them, in the same precision, are
 the bare passes. The textbook version is the algorithm as papers print it, in float32: in each round the signs of the
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["resnet20", "vgg16_bn"])
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--density", type=float, default=0.01)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--all", action="store_true", help="the plain and the lean path, too")
     parser.add_argument("--quick", action="store_true", help="10 rounds, one turn, nothing written")
     parser.add_argument("--output", type=Path, default=RESULTS)
