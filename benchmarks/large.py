@@ -52,13 +52,14 @@ QUICK = (Case(1e7, "fast"), Case(1e7), Case(1e7, precision="float32"))
 def measure(case: Case) -> dict[str, Any]:
     """In this process, which should have done nothing else."""
     import torch
+    from measuring import resident
     from torch import nn
 
     from prunelab.pruning import prune
     from prunelab.pruning.criteria import SynFlow
 
     width = round(math.sqrt(case.weights / case.layers))
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.utils.skip_init(nn.Linear, width, width, bias=False) for _ in range(case.layers)))
     with torch.no_grad():
@@ -69,18 +70,12 @@ def measure(case: Case) -> dict[str, Any]:
     started = time.perf_counter()
     masks = prune(net, criterion, density=case.density, example_input=torch.ones(1, width))
     seconds = time.perf_counter() - started
-    peak = _status("VmHWM") - before
+    peak = resident("VmHWM") - before
     asked = math.floor(case.density * num_weights + 0.5)
     if masks.num_kept != asked:
         raise RuntimeError(f"{masks.num_kept} weights were kept, {asked} were asked for")
     found = {"kept": masks.num_kept, "asked": asked, "seconds": seconds, "peak_bytes": peak}
     return {**asdict(case), "weights": num_weights, **found, "times_the_weights": peak / (4 * num_weights)}
-
-
-def _status(key: str) -> int:
-    """Bytes. Not getrusage's maximum, which begins with that of the process that started this one."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def together(turns: list[dict[str, Any]]) -> dict[str, Any]:
