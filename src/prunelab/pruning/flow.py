@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -80,8 +80,6 @@ class Flow:
         self._net = around_tensors(net, tensors)
         constant = [tensor for name, tensor in tensors.items() if name not in weights]
         self._mode = BlockPass(activations=activations, power=power, constant=constant)
-        # no method of this object: it would hold itself, and its tensors would stay until garbage is collected
-        self._run = partial(output_under, self._mode, self._net)
         self._in_range = InRange(self._net)
         with evaluation_mode(net), torch.no_grad(), untouched_buffers(net):
             wanted = surrogate_output(net, tensors, inputs, power=power, activations=activations)
@@ -101,6 +99,9 @@ class Flow:
         with exact_pass([self._device]):
             total = self._in_range.total(self._run, inputs)
             return total, torch.autograd.grad(total, leaves, materialize_grads=True)
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        return output_under(self._mode, self._net, inputs)
 
 
 class RoundScores(Mapping[str, Tensor]):
@@ -128,3 +129,23 @@ class RoundScores(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class LastScores:
+    """Gives the scores of each round, and closes those of the round before.
+
+    They are held weakly: while somebody holds them they hold the state of the rounds, which has this object.
+    """
+
+    def __init__(self) -> None:
+        self._given: weakref.ref[RoundScores] | None = None
+
+    def close(self) -> None:
+        if self._given is not None and (scores := self._given()) is not None:
+            scores.close()
+
+    def give(self, names: Collection[str], make: Callable[[str], Tensor]) -> RoundScores:
+        self.close()
+        scores = RoundScores(names, make)
+        self._given = weakref.ref(scores)
+        return scores

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from prunelab.pruning.blocks import Block
-from prunelab.pruning.flow import Flow, RoundScores
+from prunelab.pruning.flow import Flow, LastScores
 from prunelab.pruning.masks import Masks
 from prunelab.pruning.survivors import FixedSurvivors, SurvivorLists
 
@@ -73,7 +72,7 @@ class FlowRounds:
         is_linear = activations == "identity" and inputs.device.type == "cpu"
         self._takes_blocks = is_linear and uses.is_bounded and all(uses.is_plain)
         self._check: Callable[[dict[str, int]], None] | None = check
-        self._given: weakref.ref[RoundScores] | None = None  # weak: they hold this object while somebody holds them
+        self._last = LastScores()
 
     def _lists(self, kept: Tensor, num_kept: int) -> SurvivorLists | FixedSurvivors:
         values = self._flat if self._times_weight else torch.ones_like(self._flat)
@@ -83,15 +82,13 @@ class FlowRounds:
 
     def score(self) -> Mapping[str, Tensor]:
         """Scores of the weights that are kept, 0 for the others: made when they are read, until the next round."""
-        if self._given is not None and (before := self._given()) is not None:
-            before.close()
+        self._last.close()  # what they are made of is overwritten from here on
         done = None
         if self._takes_blocks and self._survivors.num_kept < LOOK_AGAIN * self._num_looked:
             done = self._look_for_blocks()
         total, gradients = done or self._flow.gradients(self._inputs, None if self._is_whole else self._blocks)
         self._score(total, gradients)
-        scores = RoundScores(self._names, self._scores_of)
-        self._given = weakref.ref(scores)
+        scores = self._last.give(self._names, self._scores_of)
         if self._check is not None:
             self._check({name: values.numel() - int(values.count_nonzero()) for name, values in scores.items()})
             self._check = None

@@ -7,7 +7,6 @@ threshold's bin and collects what is in it.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.pruning.errors import PruningError
-from prunelab.pruning.flow import RoundScores
+from prunelab.pruning.flow import LastScores
 from prunelab.pruning.masks import Masks
 from prunelab.pruning.selection import kth_smallest
 from prunelab.pruning.streamed_flow import INTEGERS, StreamedFlow
@@ -57,16 +56,12 @@ class StreamedRounds:
         # numbers >= 0 sort as their bits do
         self._integers, self._num_bits = INTEGERS[inputs.dtype], 63 if inputs.dtype == torch.float64 else 31
         self._read: dict[str, Tensor] = {}  # the last layers' scores that were asked for
-        self._given: weakref.ref[RoundScores] | None = None  # weak: they hold this object while somebody holds them
+        self._last = LastScores()
 
     def score(self) -> Mapping[str, Tensor]:
         """Scores are made when they are read, by a pass for a few layers."""
-        if self._given is not None and (before := self._given()) is not None:
-            before.close()
         self._read, self._before = {}, None
-        scores = RoundScores(self._shapes, self._scores_of)
-        self._given = weakref.ref(scores)
-        return scores
+        return self._last.give(self._shapes, self._scores_of)
 
     @torch.no_grad()
     def keep(self, num_kept: int) -> None:
