@@ -29,7 +29,8 @@ class KeepPruned(Callback):
 
     Gradients are masked before clipping, so that pruned weights do not enter the norm; optimizer slots (momentum, Adam
     moments) are zeroed once, after they were made or restored; weights are masked again right after each step, which
-    catches what moves a weight without a gradient. Masking gives +0.0 whatever was there, NaN too. Copies that
+    catches what moves a weight without a gradient. Masking gives +0.0 whatever was there, NaN too. Slots that a
+    checkpoint brought in another memory format than the weights' are laid out as these. Copies that
     Lightning's weight averaging made before pruning are masked once; averages of equal values stay what they are.
     Weights stay plain parameters: nothing is renamed or replaced.
 
@@ -71,6 +72,7 @@ class KeepPruned(Callback):
             self._frozen = [weight.detach().masked_fill(mask, 0) for weight, mask in pairs]
             _average_exactly(trainer)
         for optimizer in trainer.optimizers:
+            _lay_out_slots(optimizer)
             self._zero_slots(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._mask_weights))
         self._check_ranks(trainer, pl_module, "before training")
@@ -131,6 +133,16 @@ class KeepPruned(Callback):
             torch._foreach_mul_([_bits(weight) for weight in self._weights], self._factors)
         if self._frozen:
             torch._foreach_add_(self._weights, self._frozen)
+
+
+def _lay_out_slots(optimizer: Optimizer) -> None:
+    """Put slots into the memory format of their weights: on a CPU fused optimizers read both in the order of memory,
+    and do not notice that the slots are of a checkpoint with other strides, channels last or not."""
+    for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+        slots = optimizer.state.get(weight, {})
+        for key, slot in slots.items():
+            if type(slot) is Tensor and slot.shape == weight.shape and slot.stride() != weight.stride():
+                slots[key] = torch.empty_like(weight, dtype=slot.dtype, device=slot.device).copy_(slot)
 
 
 def _own_part(tensor: Tensor) -> Tensor:
