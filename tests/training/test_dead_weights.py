@@ -21,6 +21,7 @@ OPTIMIZERS: list[Callable[[Any], Optimizer]] = [
     lambda p: torch.optim.SGD(p, lr=0.1),
     lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=1e-2),
     lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
     lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
 ]
 
@@ -93,3 +94,24 @@ def test_in_their_places_in_the_full_tensor() -> None:
     placed = put_dead(full, {"places": torch.tensor([1, 5])}, torch.tensor([-1.0, -2.0]))
     assert placed.tolist() == [[0, -1, 2], [3, 4, -2]]
     assert full.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_they_wait_where_a_fused_step_is_skipped_for_its_overflow() -> None:
+    """Mixed precision: the scaler calls `step` of a fused optimizer all the same."""
+    full = network()
+    masks = dead_channel(full)
+    small = compact(full, masks, torch.zeros(1, 3, dtype=torch.float64))
+    dead = DeadWeights.of(full, masks, small.index)
+    leader: Any = torch.optim.AdamW(small.net.parameters(), lr=0.01, fused=True)
+    dead.follow(leader, small.net)
+    train(small.net, leader, range(1))
+    before, weights = deepcopy(dead.state_dict()["0.weight"]), small.net[0].weight.detach().clone()
+    leader.grad_scale, leader.found_inf = torch.ones(()), torch.ones(())
+    train(small.net, leader, range(1, 2))
+    assert torch.equal(small.net[0].weight, weights)
+    after = dead.state_dict()["0.weight"]
+    assert torch.equal(after["weights"], before["weights"])
+    assert after["slots"]["step"] == before["slots"]["step"] == 1
+    leader.found_inf.zero_()
+    train(small.net, leader, range(2, 3))
+    assert (dead.state_dict()["0.weight"]["weights"] != before["weights"]).all()

@@ -29,8 +29,9 @@ class DeadWeights:
     """The kept weights that a compact network lacks, as they are in the masked one, for levels that rank them.
 
     Their gradients are 0, but weight decay shrinks them, and momentum from before the compaction carries them on. So
-    they take the steps that the others take: by an optimizer of the same class and settings, with gradients of 0. This
-    is exact for optimizers that treat each weight by itself (not for LARS and LAMB).
+    they take the steps that the others take: by an optimizer of the same class and settings, with gradients of 0, but
+    never fused. This is exact for optimizers that treat each weight by itself (not for LARS and LAMB), and where they
+    are fused up to rounding, which depends there on where in its tensor a weight lies.
     """
 
     def __init__(self, dead: Mapping[str, _Dead]) -> None:
@@ -70,7 +71,10 @@ class DeadWeights:
         state: dict[str, Any] = {"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups}
         shadow.__setstate__(state)
         for name, slots in self._slots.items():
-            shadow.state[self._dead[name].weights] = dict(slots)
+            weights = self._dead[name].weights
+            shadow.state[weights] = {
+                key: slot.to(weights.device) if _is_of(slot, weights.shape) else slot for key, slot in slots.items()
+            }
         self._shadows.append(shadow)
         flat = [name for group in ordered for name in group]
         optimizer.register_load_state_dict_pre_hook(partial(self._take_slots, shadow, flat))
@@ -124,8 +128,13 @@ def put_dead(full: Tensor, state: Mapping[str, Any], values: Tensor) -> Tensor:
 
 
 def _step_too(shadow: Optimizer, leader: Optimizer, *_: Any) -> None:
+    overflow = getattr(leader, "found_inf", None)  # for a fused optimizer, whose kernel then leaves everything as it is
+    if overflow is not None and overflow:
+        return
     for group, own in zip(leader.param_groups, shadow.param_groups, strict=True):
         own.update({key: value for key, value in group.items() if key != "params"})
+        if own.get("fused"):  # that would want its number of steps on the weights' device, where the others' is not
+            own["fused"] = False
         for weights in own["params"]:
             weights.grad = torch.zeros_like(weights)
     shadow.step()
