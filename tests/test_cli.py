@@ -234,6 +234,17 @@ def test_print_config_prints_what_a_run_would_use(
     assert again == resolved("--config", base, "--pruning.sparsity", "0.75")
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16"])
+def test_fused_and_clipping_under_mixed_precision_is_refused(
+    precision: str, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", base, "--model.optimizer.fused", "true", "--trainer.gradient_clip_val", "1"]
+    assert resolved(*words).model.optimizer.init_args.fused
+    assert cli.main([*words, "--trainer.precision", precision]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.optimizer.fused: not with trainer.gradient_clip_val under trainer.precision" in line
+
+
 def test_help_all_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help_all"]) == 0
     text = capsys.readouterr().out

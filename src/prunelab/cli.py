@@ -44,6 +44,7 @@ BATCHES_OR_SHARE = (
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
     *("overfit_batches", "val_check_interval"),
 )
+MIXED = ("16-mixed", "bf16-mixed", "16", "bf16")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -116,6 +117,7 @@ def resolve(parser: LightningArgumentParser, config: Config) -> Namespace:
         resolved = parser.parse_object(deepcopy(config))
     except ArgumentError as error:
         raise CommandError(explain(str(error), config, [*parser.get_defaults().keys(), "grid"])) from None
+    _check_clipping(resolved)
     # of `int | float` the parser takes what comes first, and what that is depends on who has imported typing before
     for key in BATCHES_OR_SHARE:
         if isinstance(typed := section(config, "trainer").get(key), int | float):
@@ -179,6 +181,17 @@ def _keep_data_shape(net: Config) -> None:
     if former := net.pop("former", None):
         accepted = keys_of(net["class_path"])
         net["init_args"] = {key: former[key] for key in former if key in accepted} | net["init_args"]
+
+
+def _check_clipping(config: Namespace) -> None:
+    """Raise CommandError for what Lightning would refuse in the first step: gradients that a fused optimizer is to
+    unscale itself cannot be clipped before; it refuses them without scaling, in bfloat16, too."""
+    fused = config.model.optimizer.get("init_args", {}).get("fused")
+    if fused and config.trainer.gradient_clip_val and str(config.trainer.precision) in MIXED:
+        raise CommandError(
+            f"model.optimizer.fused: not with trainer.gradient_clip_val under trainer.precision "
+            f"{config.trainer.precision}: give --model.optimizer.fused false, or one of the others"
+        )
 
 
 def _texts(value: Any) -> Iterator[str]:
