@@ -4,17 +4,18 @@ import pytest
 from matplotlib import pyplot, rcParams
 from matplotlib.figure import Figure
 
-from prunelab.report.figure_style import WIDTH, add_legend, handle, looks, save_figure
+from prunelab.report.figure_style import WIDTH, add_legend, handle, looks, method_handles, save_figure
 from prunelab.report.figures import accuracy_figure
 from prunelab.report.groups import groups
 from prunelab.report.tidy import Results
 
 
-def test_a_criterion_looks_the_same_everywhere_and_its_variants_differ_in_the_line():
+def test_a_criterion_looks_the_same_everywhere_and_its_variants_differ_in_line_and_marker():
     one, other = looks(["snip", "synflow"]), looks(["synflow", "synflow, rounds 1", "mine", "another"])
     assert one["synflow"] == other["synflow"]
     assert other["synflow"].colour == other["synflow, rounds 1"].colour
     assert other["synflow"].line != other["synflow, rounds 1"].line
+    assert [line.get_fillstyle() for line in method_handles(other)] == ["full", "left", "full", "full"]
     assert len({look.colour for look in (*one.values(), *other.values())}) == 4
     assert len({look.marker for look in (*one.values(), *other.values())}) == 4
 

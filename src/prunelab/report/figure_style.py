@@ -44,6 +44,7 @@ _KNOWN = {
 }
 _OTHERS = (("#44aa99", "h"), ("#ddcc77", "d"), ("#aa4499", "*"), ("#661100", "8"))
 _LINES = ("-", "--", "-.", ":")
+_PARTS = ("full", "left", "top", "right", "bottom")  # of a marker, that is filled
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,12 @@ class Look:
     colour: str
     marker: str
     line: Any  # matplotlib's word for its style
+    part: Any  # matplotlib's word for how much of the marker is filled
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """Method -> how it is drawn: colour and marker of its criterion, a line of its own among those of the same one."""
+    """Method -> how it is drawn: colour and marker of its criterion; among those of the same one a line of its own and,
+    as a single point has no line, a part of the marker that is filled."""
     chosen: dict[str, Look] = {}
     variants: dict[str, int] = {}
     unknown: list[str] = []
@@ -64,18 +67,21 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
             unknown.append(criterion)
         known = _KNOWN.get(criterion) or _OTHERS[unknown.index(criterion) % len(_OTHERS)]
         variants[criterion] = variants.get(criterion, -1) + 1
-        chosen[method] = Look(*known, _LINES[variants[criterion] % len(_LINES)])
+        number = variants[criterion]
+        chosen[method] = Look(*known, _LINES[number % len(_LINES)], _PARTS[number % len(_PARTS)])
     return chosen
 
 
-def handle(label: str, colour: str, marker: str = "", line: Any = "", fill: str | None = None) -> Line2D:
-    return Line2D(
-        [], [], color=colour, marker=marker, linestyle=line, markerfacecolor=fill or colour, markersize=5, label=label
-    )
+def handle(
+    label: str, colour: str, marker: str = "", line: Any = "", fill: str | None = None, part: Any = "full"
+) -> Line2D:
+    marks: dict[str, Any] = {"marker": marker, "markersize": 5, "fillstyle": part}
+    marks |= {"markerfacecolor": fill or colour, "markerfacecoloralt": "white"}
+    return Line2D([], [], color=colour, linestyle=line, label=label, **marks)
 
 
 def method_handles(styles: dict[str, Look]) -> list[Line2D]:
-    return [handle(method, look.colour, look.marker, look.line) for method, look in styles.items()]
+    return [handle(method, look.colour, look.marker, look.line, part=look.part) for method, look in styles.items()]
 
 
 def add_legend(figure: Figure, title: str, handles: Sequence[Artist]) -> None:

@@ -34,10 +34,11 @@ def accuracy_figure(
     """Accuracy in % over compression (1 / density), and beside it over effective compression, both logarithmic; a pair
     of panels for each setting.
 
-    One line for each method: the mean of the seeds, around it a band from the lowest to the highest; hollow where one
-    of the networks has collapsed (`Group.collapsed`), at the right edge where none has a path left. The dense networks
-    are a horizontal line. A cross at the bottom: some or all runs of this compression have no result, and no part in
-    the mean. chance: fraction, dotted.
+    One line for each method, those of one criterion with markers filled in different parts: the mean of the seeds,
+    around it a band from the lowest to the highest; hollow where one of the networks has collapsed
+    (`Group.collapsed`), at the right edge where none has a path left. The dense networks are a horizontal line. A cross
+    at the bottom: some or all runs of this compression have no result, and no part in the mean. chance: fraction,
+    dotted.
     """
     settings = list(dict.fromkeys(group.setting for group in found))
     styles = looks(group.method for group in found if not group.is_dense)
@@ -143,7 +144,9 @@ def _cross_out(axes: Axes, found: Sequence[Group], colour: str, lane: float) -> 
 
 
 def _mark(axes: Axes, x: Any, y: Any, look: Look, fill: str, **options: Any) -> None:
-    axes.plot(x, y, look.marker, color=look.colour, markerfacecolor=fill, markersize=4.5, **options)
+    marks: dict[str, Any] = {"markersize": 4.5, "fillstyle": look.part}
+    marks |= {"markerfacecolor": fill, "markerfacecoloralt": "white"}
+    axes.plot(x, y, look.marker, color=look.colour, **marks, **options)
 
 
 def _points(curve: Sequence[Group], abscissa: str, measure: str) -> Iterator[tuple[float, float, float, float, bool]]:
