@@ -83,16 +83,24 @@ def _gradients() -> Iterator[tuple[str, str, str]]:
 
 
 def _masking() -> Iterator[tuple[str, str, str]]:
-    rows = [row for row in read("masked_step")["rows"] if row["way"] == "prunelab"]
-    alone = ", ".join(
-        f"{NETWORKS[row['network']]} {row['optimizer']} {100 * row['masking_alone'][0]:.2f} %"
+    found = read("masked_step")
+    rows = [row for row in found["rows"] if row["in_step"]]
+    added = ", ".join(
+        f"{NETWORKS[row['network']]} {row['optimizer']} {100 * statistics.median(row['in_step']):+.2f} %"
         for row in rows
-        if row["masking_alone"]
     )
-    steps = read("masked_step")["all_steps"]
-    sure, rows_lie = (f"{steps[low]:.3f} - {steps[high]:.3f}" for low, high in (("low", "high"), ("lowest", "highest")))
-    whole = f"whole steps x {steps['median']:.3f} (95 %: {sure}; medians of the cases: {rows_lie})"
-    yield "masking in the training step", "the dense step", f"{alone}; {whole}"
+    yield "masks, inside the training step", "the dense step", added
+    whole = {
+        way: "x {median:.3f} (95 %: {low:.3f} - {high:.3f}; medians of the cases: {lowest:.3f} - {highest:.3f})".format(
+            **steps
+        )
+        for way, steps in found["all_steps"].items()
+    }
+    yield (
+        "whole masked steps, SGD and fused AdamW",
+        "whole dense steps",
+        f"{whole['prunelab']}; a second dense network {whole['second dense']}",
+    )
 
 
 def _data() -> Iterator[tuple[str, str, str]]:
@@ -132,6 +140,9 @@ def _options() -> Iterator[tuple[str, str, str]]:
             f"; digits, 3 seeds: {accuracy[name]} against {accuracy['default (float32)']}" if name in accuracy else ""
         )
         yield f"`{name}`", "float32 step", times + digits
+    times = ", ".join(f"{row['network']} x {row['median']:.2f}" for row in found["fused"])
+    digits = f"digits, 3 seeds: {accuracy['fused AdamW']} against {accuracy['AdamW']}"
+    yield "`model.optimizer.fused`, AdamW", "torch's default, network pruned to a tenth", f"{times}; {digits}"
 
 
 def _startup() -> Iterator[tuple[str, str, str]]:

@@ -45,6 +45,20 @@ def test_the_same_command_measures_nothing_again(tmp_path, capsys, monkeypatch):
     assert [(tmp_path / name).read_bytes() for name in files] == before
 
 
+def test_results_of_another_command_are_kept(tmp_path, capsys):
+    words = ["layer_collapse", *SMALL, "--criteria", "magnitude", "--output", str(tmp_path), "--exponents"]
+    texts = {}
+    for exponent in "012":
+        assert main([*words, exponent]) == 0
+        texts[exponent] = (tmp_path / "layer_collapse_mlp.md").read_text()
+    path = tmp_path / "layer_collapse_mlp"
+    assert f"{path}.* were of another command: they are {path}_2.* now" in capsys.readouterr().out
+    for name, exponent in {"": "2", "_1": "0", "_2": "1"}.items():
+        files = {file.suffix for file in tmp_path.glob(f"layer_collapse_mlp{name}.*")}
+        assert files == {".csv", ".md", ".png", ".pdf"}
+        assert (tmp_path / f"layer_collapse_mlp{name}.md").read_text() == texts[exponent]
+
+
 def test_interrupted(tmp_path, capsys, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

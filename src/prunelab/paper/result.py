@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prunelab.report.figure_style import save_figure
 from prunelab.report.tidy import csv_text, write_text
 
 Say = Callable[[str], None]
+SUFFIXES = (".csv", ".png", ".pdf", ".md")  # the text last: it tells whose they are
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,18 @@ class Result:
         write_text(path.with_name(f"{path.name}.csv"), csv_text(self.rows))
         write_text(path.with_name(f"{path.name}.md"), f"{self.text}\n")
         save_figure(self.figure, path)
+
+
+def keep_another(path: Path, title: str) -> Path | None:
+    """Rename the four files of `path` if their text does not begin with `title`, so if another command made them:
+    `path`_1, or the next number that is free. Returns what they are called now."""
+    text = path.with_name(f"{path.name}.md")
+    if not text.exists() or text.read_text(encoding="utf-8").startswith(title):
+        return None
+    names = (f"{path.name}_{number}" for number in count(1))
+    kept = path.with_name(next(name for name in names if not path.with_name(f"{name}.md").exists()))
+    for suffix in SUFFIXES:
+        file = path.with_name(f"{path.name}{suffix}")
+        if file.exists():
+            file.rename(kept.with_name(f"{kept.name}{suffix}"))
+    return kept
