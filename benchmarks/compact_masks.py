@@ -24,21 +24,20 @@ IMP_LEVELS = 6  # on the way to density 0.01: each keeps 46 %
 
 @dataclass(frozen=True)
 class Setting:
-    """A network as it is trained: its builder, classes, image side in pixels, batch size, colours of the images."""
+    """A network as it is trained: its builder, classes, image side in pixels and batch size."""
 
     title: str
     builder: Callable[..., nn.Module]
     num_classes: int
     image_size: int
     batch_size: int
-    channels: int = 3
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
         return self.builder(num_classes=self.num_classes, image_size=self.image_size)
 
     def example(self) -> Tensor:
-        return torch.zeros(1, self.channels, self.image_size, self.image_size)
+        return torch.zeros(1, 3, self.image_size, self.image_size)
 
 
 SETTINGS = {

@@ -27,11 +27,9 @@ DENSE, AGAIN, KEEP = "dense", "second dense", "prunelab"
 PRUNE, PARAMETRIZE, MODEL_PRUNING = "utils.prune", "parametrize", "ModelPruning"
 LOOP_WAYS = (DENSE, AGAIN, KEEP, PRUNE, PARAMETRIZE)
 FIT_WAYS = (DENSE, AGAIN, KEEP, MODEL_PRUNING, PARAMETRIZE)  # ModelPruning is Lightning's use of utils.prune
-SGD, ADAMW, FUSED_ADAMW = "SGD", "AdamW", "fused AdamW"
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    SGD: partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=5e-4),
-    ADAMW: partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-2),
-    FUSED_ADAMW: partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-2, fused=True),
+    "SGD": partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=5e-4),
+    "AdamW": partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-2),
 }
 
 
@@ -63,9 +61,7 @@ def build(network: str, way: str, masks: Masks, compiled: bool) -> nn.Module:
 def noise(network: str, device: str) -> tuple[Tensor, Tensor]:
     setting = SETTINGS[network]
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(
-        setting.batch_size, setting.channels, setting.image_size, setting.image_size, generator=generator
-    )
+    images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, generator=generator)
     labels = torch.randint(setting.num_classes, (setting.batch_size,), generator=generator)
     return images.to(device), labels.to(device)
 

@@ -97,7 +97,7 @@ def _masking() -> Iterator[tuple[str, str, str]]:
         for way, steps in found["all_steps"].items()
     }
     yield (
-        "whole masked steps, SGD and fused AdamW",
+        "whole masked steps",
         "whole dense steps",
         f"{whole['prunelab']}; a second dense network {whole['second dense']}",
     )
@@ -140,9 +140,6 @@ def _options() -> Iterator[tuple[str, str, str]]:
             f"; digits, 3 seeds: {accuracy[name]} against {accuracy['default (float32)']}" if name in accuracy else ""
         )
         yield f"`{name}`", "float32 step", times + digits
-    times = ", ".join(f"{row['network']} x {row['median']:.2f}" for row in found["fused"])
-    digits = f"digits, 3 seeds: {accuracy['fused AdamW']} against {accuracy['AdamW']}"
-    yield "`model.optimizer.fused`, AdamW", "torch's default, network pruned to a tenth", f"{times}; {digits}"
 
 
 def _startup() -> Iterator[tuple[str, str, str]]:

@@ -1,5 +1,5 @@
-"""What options of a whole training step bring: channels_last, bf16-mixed, compile, CUDA graphs, fused AdamW; and what
-they do to the accuracy.
+"""What options of a whole training step bring: channels_last, bf16-mixed, compile, CUDA graphs; and what they do to the
+accuracy.
 
     OMP_NUM_THREADS=2 python benchmarks/training_options.py [--quick] [--no_compile]
 
@@ -8,11 +8,9 @@ it: `model.channels_last` for weights and pictures, `trainer.precision bf16-mixe
 and the loss, `model.compile` as `net.compile()`, which needs a C++ compiler on a CPU. CUDA graphs, on a GPU only, are
 `net.compile(mode="reduce-overhead")`. The options take turns; a ratio is the default's seconds over the option's in the
 same turn.
-What `model.optimizer.fused` brings AdamW is measured on networks pruned to a tenth, with KeepPruned, against what torch
-chooses for the device; LeNet-300-100 with batches of 60 pictures of 28 x 28 pixels.
 Accuracies are of quickstart.yaml, shortened to 8 epochs: a half-width ResNet-20 that SynFlow prunes to a tenth, on
-scikit-learn's digits, by train.py's own way. A difference is to another option with the same seed, so with the same
-weights, masks and order.
+scikit-learn's digits, by train.py's own way. The difference is to float32 with the same seed, so to the same weights,
+masks and order.
 Writes training_options.json and training_options.md into `--output`.
 """
 
@@ -28,40 +26,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from compact_masks import SETTINGS, Setting
-from masked_ways import ADAMW, FUSED_ADAMW, KEEP, PlainLoop
 from measuring import RESULTS, finish, machine, spread
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from prunelab.cli import main as train
 from prunelab.memory import keep_freed_memory
-from prunelab.models import lenet_300_100, resnet20, vgg16_bn
-from prunelab.pruning import prune
-from prunelab.pruning.criteria import Random
+from prunelab.models import resnet20, vgg16_bn
 
 BATCH = 128
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"ResNet-20": resnet20, "VGG-16": vgg16_bn}
 SEEDS = (0, 1, 2)
 SHORT = ["--config", "quickstart.yaml", "--trainer.max_epochs", "8", "--model.lr_scheduler.milestones", "[5,7]"]
-DEFAULT = "default (float32)"
 IN_CONFIG = {  # what train.py is told
-    DEFAULT: "",
-    "channels_last": "--model.channels_last true",
-    "bf16-mixed": "--trainer.precision bf16-mixed",
-    "channels_last, bf16-mixed": "--config fast_cpu.yaml",
-    ADAMW: "--model.optimizer adamw --model.optimizer.lr 0.003",
-    FUSED_ADAMW: "--model.optimizer adamw --model.optimizer.lr 0.003 --model.optimizer.fused true",
+    "default (float32)": [],
+    "channels_last": ["--model.channels_last", "true"],
+    "bf16-mixed": ["--trainer.precision", "bf16-mixed"],
+    "channels_last, bf16-mixed": ["--config", "fast_cpu.yaml"],
 }
-AGAINST = {ADAMW: ADAMW, FUSED_ADAMW: ADAMW}  # of the others: the default
-PRUNED_NETWORKS = ("lenet_300_100", "resnet20", "vgg16_bn")
-STEPS_OF = {"lenet_300_100": 100}  # in a turn on a CPU; of larger networks 1
-SETTINGS |= {"lenet_300_100": Setting("LeNet-300-100", partial(lenet_300_100, in_channels=1), 10, 28, 60, channels=1)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ class Option:
 
 
 OPTIONS = (
-    Option(DEFAULT),
+    Option("default (float32)"),
     Option("channels_last", channels_last=True),
     Option("bf16-mixed", bf16=True),
     Option("channels_last, bf16-mixed", channels_last=True, bf16=True),
@@ -135,30 +121,14 @@ def measure_steps(network: str, options: list[Option], turns: int, device: str) 
     return rows
 
 
-def measure_fused(network: str, turns: int, device: str) -> dict[str, Any]:
-    """Milliseconds of a pruned network's step with fused AdamW, and how much faster it is than one without."""
-    setting = SETTINGS[network]
-    masks = prune(setting.build(), Random(), density=0.1, example_input=setting.example())
-    fused, plain = (PlainLoop(network, KEEP, optimizer, masks, device, False) for optimizer in (FUSED_ADAMW, ADAMW))
-    many = 100 if device == "cuda" else STEPS_OF.get(network, 1)
-    seconds: dict[PlainLoop, list[float]] = {fused: [], plain: []}
-    for turn in range(-1, turns):
-        for loop in (fused, plain) if turn % 2 else (plain, fused):
-            seconds[loop].append(loop.seconds(many))
-    own, other = seconds[fused][1:], seconds[plain][1:]  # the first makes the slots
-    ratios = dict(zip(("median", "min", "max"), spread(other, own), strict=True))
-    return {"network": setting.title, "milliseconds": 1e3 * statistics.median(own), **ratios}
-
-
 def measure_accuracies(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Test accuracies at the last epoch, in percent, of each option and seed; and what they differ by from those they
-    are held against."""
+    """Test accuracies at the last epoch, in percent, of each option and seed."""
     found: dict[str, list[float]] = {name: [] for name in IN_CONFIG}
     masks: set[tuple[int, str]] = set()
     for seed in seeds:
         for name, words in IN_CONFIG.items():
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
-                code = train([*SHORT, *words.split(), "--seed_everything", str(seed), "--output_dir", folder])
+                code = train([*SHORT, *words, "--seed_everything", str(seed), "--output_dir", folder])
                 if code != 0:
                     raise RuntimeError(f"{name}, seed {seed} ended with {code}:\n{printed.getvalue()}")
                 run_dir = Path(printed.getvalue().split()[-1])
@@ -167,12 +137,11 @@ def measure_accuracies(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
             masks.add((seed, record["masks_digest"]))
     if len(masks) != len(seeds):
         raise RuntimeError("the options pruned differently")
-    rows = []
-    for name, own in found.items():
-        against = AGAINST.get(name, DEFAULT)
-        differences = [a - b for a, b in zip(own, found[against], strict=True)]
-        rows.append({"name": name, "against": against, "accuracies": own, "differences": differences})
-    return rows
+    base = found["default (float32)"]
+    return [
+        {"name": name, "accuracies": own, "differences": [a - b for a, b in zip(own, base, strict=True)]}
+        for name, own in found.items()
+    ]
 
 
 def text(results: dict[str, Any]) -> str:
@@ -187,25 +156,18 @@ def text(results: dict[str, Any]) -> str:
             lines.append(
                 f"| {row['option']['name']} | {row['milliseconds']:.1f} | x {ratio} | {row['first_seconds']:.1f} |"
             )
-    lines += ["", "**Fused AdamW**, network pruned to a tenth, float32", ""]
-    lines += ["| network | step, ms | faster than not fused: median (min - max) |", "|---|---|---|"]
-    for row in results["fused"]:
-        ratio = f"{row['median']:.2f} ({row['min']:.2f} - {row['max']:.2f})"
-        lines.append(f"| {row['network']} | {row['milliseconds']:.1f} | x {ratio} |")
     seeds = len(results["accuracies"][0]["accuracies"])
     lines += [
         "",
-        f"**Test accuracy in percent, digits, {seeds} seeds**; the masks are those of the default, bit for bit",
+        f"**Test accuracy in percent, digits, {seeds} seeds**; the masks are those of float32, bit for bit",
         "",
     ]
-    lines += ["| option | mean | standard deviation | difference, by seed | to |", "|---|---|---|---|---|"]
+    lines += ["| option | mean | standard deviation | difference to float32, by seed |", "|---|---|---|---|"]
     for row in results["accuracies"]:
         own = row["accuracies"]
         deviation = statistics.stdev(own) if len(own) > 1 else float("nan")
         differences = ", ".join(f"{difference:+.2f}" for difference in row["differences"])
-        lines.append(
-            f"| {row['name']} | {statistics.mean(own):.2f} | {deviation:.2f} | {differences} | {row['against']} |"
-        )
+        lines.append(f"| {row['name']} | {statistics.mean(own):.2f} | {deviation:.2f} | {differences} |")
     return "\n".join(lines) + "\n"
 
 
@@ -235,9 +197,6 @@ def main() -> None:
     results: dict[str, Any] = {"machine": where, "turns": turns, "not_measured": missing, "steps": {}}
     for network in NETWORKS:
         results["steps"][network] = measure_steps(network, measured, turns, device)
-    results["fused"] = [
-        measure_fused(network, 4 * turns, device) for network in PRUNED_NETWORKS[: 1 if options.quick else None]
-    ]
     results["accuracies"] = measure_accuracies(SEEDS[:1] if options.quick else SEEDS)
     print(text(results))
     if not options.quick:

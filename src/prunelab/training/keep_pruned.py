@@ -20,6 +20,7 @@ from prunelab.pruning.masks import placed_like
 from prunelab.training.network import find_network
 from prunelab.training.ranks import check_alike, load_from_first, of_ranks, weights_digest
 from prunelab.training.sharded import reshard
+from prunelab.training.square_roots import lift_zeros, lower_zeros
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -29,10 +30,10 @@ class KeepPruned(Callback):
 
     Gradients are masked before clipping, so that pruned weights do not enter the norm; optimizer slots (momentum, Adam
     moments) are zeroed once, after they were made or restored; weights are masked again right after each step, which
-    catches what moves a weight without a gradient. Masking gives +0.0 whatever was there, NaN too. Slots that a
-    checkpoint brought in another memory format than the weights' are laid out as these. Copies that
-    Lightning's weight averaging made before pruning are masked once; averages of equal values stay what they are.
-    Weights stay plain parameters: nothing is renamed or replaced.
+    catches what moves a weight without a gradient. On a CPU the optimizer is spared square roots of 0 (`square_roots`).
+    Masking gives +0.0 whatever was there, NaN too. Slots that a checkpoint brought in another memory format than the
+    weights' are laid out as these. Copies that Lightning's weight averaging made before pruning are masked once;
+    averages of equal values stay what they are. Weights stay plain parameters: nothing is renamed or replaced.
 
     masks: None takes those of the PruningAtInit (or any callback with `masks`, or `held_masks` where the network was
     compacted) in the trainer, and with them its `frozen` values: name -> tensor of what pruned weights hold, None for 0
@@ -46,6 +47,7 @@ class KeepPruned(Callback):
         self.masks = masks
         self.net = net
         self._weights: list[Tensor] = []
+        self._pruned: list[Tensor] = []  # the weights with a mask that prunes
         self._factors: list[Tensor] = []
         self._frozen: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
@@ -62,6 +64,8 @@ class KeepPruned(Callback):
         parameters = dict(find_network(pl_module, path).named_parameters())
         self._weights = [parameters[name] for name in masks]
         placed = [placed_like(masks[name], parameters[name]) for name in masks]
+        pairs = zip(self._weights, placed, strict=True)
+        self._pruned = [weight for weight, mask in pairs if not _own_part(mask).all()]
         # of the weights' own width and memory layout: one fused multiplication for all layers
         self._factors = [
             torch.empty_like(_bits(weight)).copy_(_own_part(mask))
@@ -83,6 +87,7 @@ class KeepPruned(Callback):
         gradients = [(_bits(gradient), factor) for gradient, factor in pairs if gradient is not None]
         if gradients:
             torch._foreach_mul_(*map(list, zip(*gradients, strict=True)))
+        lift_zeros(optimizer, self._pruned)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         masks, frozen, path = self._source(trainer)
@@ -108,7 +113,7 @@ class KeepPruned(Callback):
     def _let_go(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._weights, self._factors, self._frozen, self._handles = [], [], [], []
+        self._weights, self._pruned, self._factors, self._frozen, self._handles = [], [], [], [], []
 
     def _source(self, trainer: Trainer) -> tuple[Masks, Mapping[str, Tensor] | None, str]:
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
@@ -128,7 +133,8 @@ class KeepPruned(Callback):
                     _bits(slot).mul_(factor)
 
     @torch.no_grad()
-    def _mask_weights(self, *_: Any) -> None:
+    def _mask_weights(self, optimizer: Optimizer, *_: Any) -> None:
+        lower_zeros(optimizer, self._pruned)
         if self._weights:
             torch._foreach_mul_([_bits(weight) for weight in self._weights], self._factors)
         if self._frozen:
