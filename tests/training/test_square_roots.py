@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -43,13 +44,37 @@ def test_no_zeros_in_the_step_and_zeros_again_after_it() -> None:
     assert squares[1] > 0
 
 
-@pytest.mark.parametrize("make", [UsersAdam, lambda p: torch.optim.Adam(p, fused=True)])
+@pytest.mark.parametrize(
+    "make", [UsersAdam, lambda p: torch.optim.Adam(p, fused=True), lambda p: torch.optim.Adam(p, eps=0.0)]
+)
 def test_slots_of_others_are_left_alone(make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
     optimizer, weight, squares = stepped(make)
     before = squares.clone()
     for change in (lift_zeros, lower_zeros):
         change(optimizer, [weight])
         assert torch.equal(squares, before)
+
+
+def test_zeros_again_where_a_step_is_never_taken(fit: Any, make_net: Any, make_module: Any) -> None:
+    class Breaks(Callback):
+        steps = 0
+
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            self.steps += 1
+            if self.steps == 2:
+                raise ValueError("about to step")
+
+    module = make_module(optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
+    masks = prune(make_net(), magnitude, density=0.2, example_input=torch.zeros(1, 1, 6, 6))
+    optimizers: list[torch.optim.Optimizer] = []
+    module.on_train_start = lambda: optimizers.extend(module.trainer.optimizers)
+    with pytest.raises(ValueError, match="about to step"):
+        fit(module, [KeepPruned(masks), Breaks()])
+    weights = dict(module.net.named_parameters())
+    for name, mask in masks.items():
+        squares = optimizers[0].state[weights[name]]["exp_avg_sq"]
+        assert squares[~mask].tolist() == [0.0] * int((~mask).sum())
+        assert squares[mask].max() > 0
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ class KeepPruned(Callback):
         self._let_go()
         self._check_ranks(trainer, pl_module, "after training")
 
+    @torch.no_grad()
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for optimizer in trainer.optimizers:  # one may have been about to step
+            lower_zeros(optimizer, self._pruned)
         self._let_go()
 
     def _check_ranks(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:

@@ -2,7 +2,8 @@
 
 Torch takes square roots of tensors on a CPU by MKL, which needs several times as long for 0. So for the time of the
 optimizer's step no second moment is below t, twice the smallest normal number, and afterwards what is at most t is 0.
-No weight moves by another number: sqrt(t) = 1.5e-19 in float32, and t itself, vanish beside eps and beside g^2.
+No weight moves by another number: sqrt(t) = 1.5e-19 in float32 vanishes beside eps, t beside g^2. Where eps is smaller
+than usual nothing is done.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+SMALLEST_EPS = 1e-10
 # what they take square roots of; of other classes nobody knows what is in a slot of that name
 SQUARES: dict[type[Optimizer], tuple[str, ...]] = {
     **dict.fromkeys((Adam, AdamW), ("exp_avg_sq", "max_exp_avg_sq")),
@@ -37,10 +39,11 @@ def lower_zeros(optimizer: Optimizer, weights: Iterable[Tensor]) -> None:
 
 def _squares(optimizer: Optimizer, weights: Iterable[Tensor]) -> Iterator[Tensor]:
     """Those that a step takes square roots of by MKL: on a CPU, single or double precision, not fused."""
-    if any(group.get("fused") for group in optimizer.param_groups):
+    names = SQUARES.get(type(optimizer))
+    if names is None or any(group.get("fused") or group["eps"] < SMALLEST_EPS for group in optimizer.param_groups):
         return
     for slots in (optimizer.state.get(weight, {}) for weight in weights):
-        for slot in (slots[name] for name in SQUARES.get(type(optimizer), ()) if name in slots):
+        for slot in (slots[name] for name in names if name in slots):
             if slot.device.type == "cpu" and slot.dtype in (torch.float32, torch.float64):
                 yield slot.to_local() if isinstance(slot, DTensor) else slot
 
