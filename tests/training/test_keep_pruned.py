@@ -29,17 +29,6 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 STEPS = 51  # 17 epochs of 3 batches
 
 
-class Fused(Callback):
-    """Chooses how the optimizer steps, whatever the checkpoint says."""
-
-    def __init__(self, fused: bool) -> None:
-        self.fused = fused
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for group in trainer.optimizers[0].param_groups:
-            group["fused"] = self.fused
-
-
 def pruned_part(values: Tensor, mask: Tensor) -> Tensor:
     return values[~mask]
 
@@ -129,30 +118,6 @@ def test_no_leak_with_warm_slots_of_a_dense_checkpoint(
     watch = Watch(masks)
     fit(module, [KeepPruned(masks), watch], max_epochs=4, ckpt_path=tmp_path / "dense.ckpt")
     watch.check(module.net, 12)
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_slots_of_a_checkpoint_in_another_memory_format_are_those_of_their_weights(
-    optimizer: str, fit: Any, make_module: Any, tmp_path: Path
-) -> None:
-    """torch's fused steps on a CPU would take a momentum for that of another weight."""
-    contiguous = make_module(optimizer=OPTIMIZERS[optimizer])
-    fit(contiguous, [], max_epochs=2).save_checkpoint(tmp_path / "contiguous.ckpt")
-    masks = masks_of(contiguous.net)
-    weights = []
-    for name in (optimizer, f"fused {optimizer}"):
-        module = make_module(optimizer=OPTIMIZERS[name], channels_last=True)
-        trainer = fit(
-            module, [KeepPruned(masks), Fused("fused" in name)], max_epochs=4, ckpt_path=tmp_path / "contiguous.ckpt"
-        )
-        weights.append(module.state_dict())
-        of_kernels = [
-            (w, s) for w, slots in trainer.optimizers[0].state.items() for s in slots.values() if w.dim() == 4
-        ]
-        assert all(slot.stride() == weight.stride() for weight, slot in of_kernels if slot.dim() == 4)
-        assert any(not weight.is_contiguous() for weight, _ in of_kernels)
-    for name, values in weights[0].items():
-        torch.testing.assert_close(weights[1][name], values, msg=name)
 
 
 def test_clipping_sees_the_norm_over_kept_weights_only(fit: Any, make_module: Any, make_net: Any) -> None:

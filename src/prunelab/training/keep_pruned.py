@@ -20,6 +20,7 @@ from prunelab.pruning.masks import placed_like
 from prunelab.training.network import find_network
 from prunelab.training.ranks import check_alike, load_from_first, of_ranks, weights_digest
 from prunelab.training.sharded import reshard
+from prunelab.training.slots import lay_out_slots
 from prunelab.training.square_roots import lift_zeros, lower_zeros
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -47,7 +48,7 @@ class KeepPruned(Callback):
         self.masks = masks
         self.net = net
         self._weights: list[Tensor] = []
-        self._pruned: list[Tensor] = []  # the weights with a mask that prunes
+        self._pruned: list[Tensor] = []  # of the weights those on a CPU whose mask prunes
         self._factors: list[Tensor] = []
         self._frozen: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
@@ -65,7 +66,7 @@ class KeepPruned(Callback):
         self._weights = [parameters[name] for name in masks]
         placed = [placed_like(masks[name], parameters[name]) for name in masks]
         pairs = zip(self._weights, placed, strict=True)
-        self._pruned = [weight for weight, mask in pairs if not _own_part(mask).all()]
+        self._pruned = [w for w, mask in pairs if w.device.type == "cpu" and not _own_part(mask).all()]
         # of the weights' own width and memory layout: one fused multiplication for all layers
         self._factors = [
             torch.empty_like(_bits(weight)).copy_(_own_part(mask))
@@ -76,7 +77,7 @@ class KeepPruned(Callback):
             self._frozen = [weight.detach().masked_fill(mask, 0) for weight, mask in pairs]
             _average_exactly(trainer)
         for optimizer in trainer.optimizers:
-            _lay_out_slots(optimizer)
+            lay_out_slots(optimizer)
             self._zero_slots(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._mask_weights))
         self._check_ranks(trainer, pl_module, "before training")
@@ -142,16 +143,6 @@ class KeepPruned(Callback):
             torch._foreach_mul_([_bits(weight) for weight in self._weights], self._factors)
         if self._frozen:
             torch._foreach_add_(self._weights, self._frozen)
-
-
-def _lay_out_slots(optimizer: Optimizer) -> None:
-    """Put slots into the memory format of their weights: on a CPU fused optimizers read both in the order of memory,
-    and do not notice that the slots are of a checkpoint with other strides, channels last or not."""
-    for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
-        slots = optimizer.state.get(weight, {})
-        for key, slot in slots.items():
-            if type(slot) is Tensor and slot.shape == weight.shape and slot.stride() != weight.stride():
-                slots[key] = torch.empty_like(weight, dtype=slot.dtype, device=slot.device).copy_(slot)
 
 
 def _own_part(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ SQUARES: dict[type[Optimizer], tuple[str, ...]] = {
 
 
 def lift_zeros(optimizer: Optimizer, weights: Iterable[Tensor]) -> None:
-    """Before a step: no second moment of these weights is below t."""
+    """Before a step: no second moment of these weights, which are on a CPU, is below t."""
     for slot in _squares(optimizer, weights):
         slot.clamp_min_(_least(slot))
 
@@ -38,13 +38,13 @@ def lower_zeros(optimizer: Optimizer, weights: Iterable[Tensor]) -> None:
 
 
 def _squares(optimizer: Optimizer, weights: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Those that a step takes square roots of by MKL: on a CPU, single or double precision, not fused."""
+    """Those that a step takes square roots of by MKL: single or double precision, not fused."""
     names = SQUARES.get(type(optimizer))
     if names is None or any(group.get("fused") or group["eps"] < SMALLEST_EPS for group in optimizer.param_groups):
         return
     for slots in (optimizer.state.get(weight, {}) for weight in weights):
         for slot in (slots[name] for name in names if name in slots):
-            if slot.device.type == "cpu" and slot.dtype in (torch.float32, torch.float64):
+            if slot.dtype in (torch.float32, torch.float64):
                 yield slot.to_local() if isinstance(slot, DTensor) else slot
 
 
