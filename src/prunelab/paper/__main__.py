@@ -19,7 +19,7 @@ from prunelab.names import SHORT_NAMES, CommandError, nearest
 from prunelab.paper.collapse import critical_compression, layer_collapse
 from prunelab.paper.conservation import SCORED, conservation
 from prunelab.paper.measured import Measured
-from prunelab.paper.result import Result, keep_another
+from prunelab.paper.result import Result, set_another_aside
 from prunelab.paper.schedule import schedule
 from prunelab.paper.subject import CRITERIA, Subject
 from prunelab.paper.training import Training, training_conservation
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
             subject = _subject(arguments)
             scoring = "" if name == "training_conservation" else f" {subject.about_scoring()}"
             about = f"{subject.about()}{scoring} Seed: {seeds}.\n\n"
-            if kept := keep_another(path, title):
+            if kept := set_another_aside(path, title):
                 print(f"\n{path}.* were of another command: they are {kept}.* now")
             replace(result, text=title + about + result.text).write(path)
             print(f"\n{result.text}\n\n{path}.csv, .md, .png, .pdf")

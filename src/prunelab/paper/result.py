@@ -33,7 +33,7 @@ class Result:
         save_figure(self.figure, path)
 
 
-def keep_another(path: Path, title: str) -> Path | None:
+def set_another_aside(path: Path, title: str) -> Path | None:
     """Rename the four files of `path` if their text does not begin with `title`, so if another command made them:
     `path`_1, or the next number that is free. Returns what they are called now."""
     text = path.with_name(f"{path.name}.md")

@@ -9,7 +9,6 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
@@ -19,7 +18,7 @@ from prunelab.pruning.diagnostics import count_leaked
 from prunelab.pruning.masks import placed_like
 from prunelab.training.network import find_network
 from prunelab.training.ranks import check_alike, load_from_first, of_ranks, weights_digest
-from prunelab.training.sharded import reshard
+from prunelab.training.sharded import own_part, reshard
 from prunelab.training.slots import lay_out_slots
 from prunelab.training.square_roots import lift_zeros, lower_zeros
 
@@ -66,10 +65,10 @@ class KeepPruned(Callback):
         self._weights = [parameters[name] for name in masks]
         placed = [placed_like(masks[name], parameters[name]) for name in masks]
         pairs = zip(self._weights, placed, strict=True)
-        self._pruned = [w for w, mask in pairs if w.device.type == "cpu" and not _own_part(mask).all()]
+        self._pruned = [w for w, mask in pairs if w.device.type == "cpu" and not own_part(mask).all()]
         # of the weights' own width and memory layout: one fused multiplication for all layers
         self._factors = [
-            torch.empty_like(_bits(weight)).copy_(_own_part(mask))
+            torch.empty_like(_bits(weight)).copy_(own_part(mask))
             for weight, mask in zip(self._weights, placed, strict=True)
         ]
         if frozen is not None:
@@ -145,15 +144,11 @@ class KeepPruned(Callback):
             torch._foreach_add_(self._weights, self._frozen)
 
 
-def _own_part(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _bits(tensor: Tensor) -> Tensor:
     """What this process holds of the tensor, read as integers: 0 times any of them is +0.0, and 1 times it the number
     itself. As numbers, 0 * NaN would be NaN and 0 * -1 would be -0.0.
     """
-    part = _own_part(tensor)
+    part = own_part(tensor)
     return part.view(_INTEGERS[part.element_size()])
 
 

@@ -15,7 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -114,3 +114,8 @@ def _unsharded_state(module: nn.Module) -> dict[str, Any]:
 
 def _is_of_sharding(hook: Any) -> bool:
     return (getattr(inspect.unwrap(hook), "__module__", None) or "").startswith("torch.distributed.")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of the tensor: all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from prunelab.training.sharded import own_part
 
 SMALLEST_EPS = 1e-10
 # what they take square roots of; of other classes nobody knows what is in a slot of that name
@@ -45,7 +46,7 @@ def _squares(optimizer: Optimizer, weights: Iterable[Tensor]) -> Iterator[Tensor
     for slots in (optimizer.state.get(weight, {}) for weight in weights):
         for slot in (slots[name] for name in names if name in slots):
             if slot.dtype in (torch.float32, torch.float64):
-                yield slot.to_local() if isinstance(slot, DTensor) else slot
+                yield own_part(slot)
 
 
 def _least(slot: Tensor) -> float:
